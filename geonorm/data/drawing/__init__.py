@@ -1,0 +1,1 @@
+"""What ``geonorm.data.drawn`` draws with: cities, streets, roofs, trees, light."""

@@ -1,0 +1,25 @@
+"""What a user can put right: the command line prints these as one line and exits with code 2."""
+
+
+class GeonormError(Exception):
+    """Base of all errors whose cause lies in the input, not in geonorm."""
+
+
+class InvalidConfigError(GeonormError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class RasterError(GeonormError, OSError):
+    """A raster that cannot be opened, read or written."""
+
+
+class TargetExistsError(GeonormError, FileExistsError):
+    """A file in the way of an output."""
+
+
+class DatasetError(GeonormError, ValueError):
+    """A data folder that cannot be used as it lies."""
+
+
+class CheckpointError(GeonormError, ValueError):
+    """A checkpoint that geonorm did not write, or cannot trust."""

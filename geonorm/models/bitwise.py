@@ -1,0 +1,60 @@
+"""Convolutions on the CPU whose results do not depend on the size of the map, the batch or the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class BitwiseConvolutions(TorchFunctionMode):
+    """Within this context every float32 convolution on the CPU gives a pixel the same bits in any crop.
+
+    torch picks another kernel for small inputs at batch 1, and for 1 x 1 convolutions another with the number of
+    threads; each rounds differently. Here oneDNN's operator is called directly, in channels_last. Convolutions it
+    cannot take (another device or dtype, gradients wanted) are left alone.
+
+    Example:
+        >>> with torch.no_grad(), BitwiseConvolutions():
+        ...     logits = model(image)
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace ``conv2d``; call everything else as it stands."""
+        if func is torch.conv2d and torch.backends.mkldnn.is_available():
+            call = _conv2d_arguments(*args, **(kwargs or {}))
+            if call is not None:
+                return torch.ops.aten.mkldnn_convolution(*call)
+        return func(*args, **(kwargs or {}))
+
+
+def _conv2d_arguments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | list[int] = 1,
+    padding: int | list[int] | str = 0,
+    dilation: int | list[int] = 1,
+    groups: int = 1,
+) -> tuple[Any, ...] | None:
+    """Return the operator's arguments, or None where it does not apply."""
+    plain = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+    if not plain or isinstance(padding, str) or torch.is_grad_enabled():
+        return None
+    stride, padding, dilation = (
+        [value, value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)
+    )
+    return (_channels_last(input), _channels_last(weight), bias, padding, stride, dilation, groups)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` in channels_last, unmistakably so with one channel too, where torch sees no difference."""
+    num, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x if x.stride() == strides else x.as_strided(x.shape, strides)

@@ -1,0 +1,429 @@
+"""How far an output pixel sees, found by one pass over the operators of a model.
+
+Every tensor that the pass meets carries, for each of its cells, the range of input pixels the cell depends on.
+A rule per operator says how the ranges of its result follow. Cells repeat every ``stride_px`` pixels, so ranges are
+kept for the cells of one such block. An operator without a rule makes the model unbounded, by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, lcm
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from geonorm.errors import InvalidConfigError
+from geonorm.models.rescale import Rescale
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileGeometry:
+    """What tiling has to know of a model."""
+
+    stride_px: int
+    """Tiles must begin at multiples of this, counted from the first pixel of the whole image."""
+    halo_px: int | None
+    """How far an output pixel can see beyond itself; None where something sees everything."""
+    core_halo_px: int | None
+    """How far a core that begins and ends at multiples of ``stride_px`` sees beyond its edge."""
+    margin_px: int
+    """Pixels that the output lacks on each side (valid convolutions)."""
+    unbounded: tuple[str, ...]
+    """Modules and operators that see the whole input; empty where the halo is exact."""
+    local_halo_px: int | None
+    """`core_halo_px` if the unbounded were not there; None where that cannot be told."""
+    least_px: int
+    """The smallest side the model takes; others are this plus multiples of ``stride_px``."""
+
+    def read_px(self, needed_px: int) -> int:
+        """Return the smallest side that the model takes and that is at least ``needed_px``."""
+        return self.least_px + max(0, -(-(needed_px - self.least_px) // self.stride_px)) * self.stride_px
+
+
+def tile_geometry(model: nn.Module) -> TileGeometry:
+    """Return stride, halo, margin and size rule of a model ``(N, C, H, W) -> (N, K, H', W')``.
+
+    Parameters are not touched: the pass runs on a copy without values, in evaluation mode.
+
+    Args:
+        model: The model; its first `Rescale` or convolution tells the number of bands.
+
+    Raises:
+        InvalidConfigError: The model takes no square image of at most 2048 px.
+    """
+    ghost = copy.deepcopy(model).to("meta").eval()
+    bands = _bands(ghost)
+    side = _a_side_it_takes(ghost, bands)
+
+    block = 64
+    while True:
+        trace = _Trace(block)
+        with torch.no_grad(), trace.naming(ghost), trace:
+            image = torch.empty(1, bands, side, side, device="meta")
+            trace.start(image)
+            output = ghost(image)
+        if trace.needed_block == block:
+            break
+        block = trace.needed_block
+
+    return _summary(trace, ghost, output, side=side, bands=bands)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the cells of one tensor depend on, per axis (rows, columns).
+
+    ``lo[axis][i]`` and ``hi[axis][i]`` are the first and last input pixel that cell ``i`` depends on, for the cells
+    of one block; cell ``i + len`` depends on the same range moved by one block.
+    """
+
+    stride: tuple[Fraction, Fraction]
+    lo: tuple[np.ndarray, np.ndarray]
+    hi: tuple[np.ndarray, np.ndarray]
+
+
+def _summary(trace: _Trace, ghost: nn.Module, output: Tensor, *, side: int, bands: int) -> TileGeometry:
+    reach = trace.reach_of(output)
+    margin, odd = divmod(side - output.shape[-1], 2)
+    if reach is not None and (odd or margin < 0 or reach.stride != (1, 1)):
+        trace.unbounded.append(f"output of {output.shape[-1]} px for an input of {side} px")
+        reach = None
+    stride = lcm(*(s.numerator for s in trace.strides))
+
+    halo = core_halo = None
+    if reach is not None:
+        ranges = [_beyond(reach, axis, margin, stride) for axis in (0, 1)]
+        halo = max(pixel for pixel, _ in ranges)
+        core_halo = max(core for _, core in ranges)
+    exact = not trace.unbounded
+    return TileGeometry(
+        stride_px=stride,
+        halo_px=halo if exact else None,
+        core_halo_px=core_halo if exact else None,
+        margin_px=max(0, margin),
+        unbounded=tuple(dict.fromkeys(trace.unbounded)),
+        local_halo_px=core_halo,
+        least_px=_least_side(ghost, bands, side % stride, stride, upto=side),
+    )
+
+
+def _beyond(reach: Reach, axis: int, margin: int, stride: int) -> tuple[int, int]:
+    """Return how far one pixel, and one block of ``stride`` pixels, see beyond their own edges."""
+    # Output index i stands at input pixel i + margin.
+    at = np.arange(len(reach.lo[axis])) + margin
+    lo, hi = reach.lo[axis], reach.hi[axis]
+    pixel = max((at - lo).max(), (hi - at).max())
+    first = at - (at - margin) % stride
+    core = max((first - lo).max(), (hi - (first + stride - 1)).max())
+    return max(0, int(pixel)), max(0, int(core))
+
+
+def _bands(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, Rescale):
+            return len(module.mean)
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _takes(ghost: nn.Module, bands: int, side: int) -> bool:
+    try:
+        with torch.no_grad():
+            ghost(torch.empty(1, bands, side, side, device="meta"))
+    except Exception:  # whatever a foreign model raises for a size it does not take
+        return False
+    return True
+
+
+def _a_side_it_takes(ghost: nn.Module, bands: int) -> int:
+    for side in (*range(256, 1025, 256), *range(4, 2049, 4)):
+        if _takes(ghost, bands, side):
+            return side
+    raise InvalidConfigError(
+        f"The model takes no square image of {bands} bands and up to 2048 px; check that it maps (N, C, H, W) to "
+        "logits (N, K, H, W)."
+    )
+
+
+def _least_side(ghost: nn.Module, bands: int, remainder: int, stride: int, *, upto: int) -> int:
+    for side in range(remainder or stride, upto, stride):
+        if _takes(ghost, bands, side):
+            return side
+    return upto
+
+
+class _Trace(TorchDispatchMode):
+    """Follows the reach of every tensor through the operators, and names what sees everything."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.needed_block = block
+        self.strides: set[Fraction] = {Fraction(1)}
+        self.unbounded: list[str] = []
+        self._reaches: Any = WeakIdKeyDictionary()
+        self._where: list[str] = []
+
+    def start(self, image: Tensor) -> None:
+        """Let every pixel of the input depend on itself."""
+        pixels = np.arange(self.block)
+        self._reaches[image] = Reach((Fraction(1), Fraction(1)), (pixels, pixels), (pixels, pixels))
+
+    def reach_of(self, value: object) -> Reach | None:
+        """Return the reach of a tensor; None where it has none (a weight, a pooled value)."""
+        return self._reaches.get(value) if isinstance(value, Tensor) else None
+
+    @contextmanager
+    def naming(self, model: nn.Module) -> Iterator[None]:
+        """Know, while the model runs, which module is running."""
+        handles = []
+        for name, module in model.named_modules():
+            label = f"{name or 'model'} ({type(module).__name__})"
+            handles.append(module.register_forward_pre_hook(lambda *_, label=label: self._where.append(label)))
+            handles.append(module.register_forward_hook(lambda *_: self._where.pop() and None))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Before the call, since an operator that works in place hands back its own argument.
+        sources = [reach for reach in map(self.reach_of, _tensors(args, kwargs)) if reach is not None]
+        result = func(*args, **kwargs)
+        output = result[0] if isinstance(result, tuple | list) else result
+        if not sources or not isinstance(output, Tensor):
+            return result
+
+        rule = RULES.get(func.overloadpacket)
+        try:
+            if rule is None:
+                raise _SeesEverythingError
+            reach = rule(self, sources, output, **_named(func, args, kwargs))
+        except _SeesEverythingError:
+            self._note(func)
+            reach = _if_same_size(self.block, sources, output)
+        if reach is not None:
+            self.strides.update(reach.stride)
+            self._reaches[output] = reach
+        return result
+
+    def _note(self, func: Any) -> None:
+        where = self._where[-1] if self._where else "model"
+        operator = func.overloadpacket.__name__
+        self.unbounded.append(where if operator in STATISTICS else f"{where}: {operator}")
+
+    def coarser(self, stride: Fraction) -> bool:
+        """Return False, and remember, where a block does not hold whole cells of this stride."""
+        if self.block % stride.numerator:
+            self.needed_block = lcm(self.needed_block, stride.numerator)
+            return False
+        return True
+
+
+class _SeesEverythingError(Exception):
+    """An operator whose result depends on the whole map, or whose reach no rule tells."""
+
+
+STATISTICS = {"native_group_norm", "native_layer_norm", "var_mean", "mean", "native_batch_norm"}
+"""Operators that a module stands for: the module's name says enough."""
+
+
+def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults included."""
+    named = {arg.name: arg.default_value for arg in func._schema.arguments if arg.has_default_value()}
+    named.update(zip((arg.name for arg in func._schema.arguments), args, strict=False))
+    return {**named, **kwargs}
+
+
+def _if_same_size(block: int, sources: list[Reach], output: Tensor) -> Reach | None:
+    """Return the reach without the operator that sees everything, where its result lies on the same cells."""
+    if output.dim() != 4 or 1 in output.shape[-2:]:
+        return None
+    return _union(sources) if len({source.stride for source in sources}) == 1 else None
+
+
+def _union(sources: list[Reach]) -> Reach:
+    """Return the reach of a result that uses the same cell of several tensors."""
+    if len({source.stride for source in sources}) > 1:
+        raise _SeesEverythingError
+    first, *rest = sources
+    lo, hi = first.lo, first.hi
+    for source in rest:
+        lo = (np.minimum(lo[0], source.lo[0]), np.minimum(lo[1], source.lo[1]))
+        hi = (np.maximum(hi[0], source.hi[0]), np.maximum(hi[1], source.hi[1]))
+    return Reach(first.stride, lo, hi)
+
+
+def _taps(
+    trace: _Trace, source: Reach, taps: tuple[range, range], step: tuple[Fraction, Fraction]
+) -> Reach | None:
+    """Return the reach of a result whose cell ``i`` uses the cells ``floor(i * step) + tap`` of its source."""
+    stride = (source.stride[0] * step[0], source.stride[1] * step[1])
+    if not all(trace.coarser(s) for s in stride):
+        return None
+    lows, highs = [], []
+    for axis in (0, 1):
+        cells = np.arange(int(trace.block / stride[axis]))
+        centre = np.floor_divide(cells * step[axis].numerator, step[axis].denominator)
+        lows.append(_at(trace, source.lo[axis], centre + taps[axis][0]))
+        highs.append(_at(trace, source.hi[axis], centre + taps[axis][-1]))
+    return Reach(stride, (lows[0], lows[1]), (highs[0], highs[1]))
+
+
+def _at(trace: _Trace, ranges: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return the ends of the ranges of any cells; beyond the block they repeat, moved by one block."""
+    blocks, within = np.divmod(cells, len(ranges))
+    return ranges[within] + blocks * trace.block
+
+
+def _whole(value: int) -> tuple[Fraction, Fraction]:
+    return Fraction(value), Fraction(value)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return (values[0], values[-1])
+
+
+# Rules: (trace, reaches of the arguments, output, arguments by name) -> reach of the output.
+
+
+def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **_: Any) -> Reach:
+    return _union(sources)
+
+
+def _over_channels(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    dim = call["dim"]
+    dims = {d % 4 for d in ([dim] if isinstance(dim, int) else dim or range(4))}
+    if dims - {0, 1}:
+        raise _SeesEverythingError
+    return _union(sources)
+
+
+def _convolution(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    kernel = call["weight"].shape[-2:]
+    stride, padding, dilation = (_pair(call[name]) for name in ("stride", "padding", "dilation"))
+    if not call["transposed"]:
+        taps = _window_taps(kernel, padding, dilation)
+        return _taps(trace, sources[0], taps, (Fraction(stride[0]), Fraction(stride[1])))
+    # Output cell i uses the input cells (i + padding - dilation * tap) / stride, where that is whole.
+    ranges = [
+        range(-((d * (k - 1) - p) // s), (s - 1 + p) // s + 1)
+        for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
+    ]
+    return _taps(trace, sources[0], (ranges[0], ranges[1]), (Fraction(1, stride[0]), Fraction(1, stride[1])))
+
+
+def _pool(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    kernel, padding = _pair(call["kernel_size"]), _pair(call["padding"])
+    stride = _pair(call["stride"] or call["kernel_size"])
+    dilation = _pair(call.get("dilation", 1))
+    taps = _window_taps(kernel, padding, dilation)
+    return _taps(trace, sources[0], taps, (Fraction(stride[0]), Fraction(stride[1])))
+
+
+def _window_taps(kernel: Any, padding: Any, dilation: Any) -> tuple[range, range]:
+    rows, cols = (
+        range(-p, d * (k - 1) - p + 1) for k, p, d in zip(kernel, padding, dilation, strict=True)
+    )
+    return rows, cols
+
+
+def _upsample(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    image = call.get("input", call.get("self"))
+    factors = [Fraction(output.shape[dim], image.shape[dim]) for dim in (-2, -1)]
+    if call.get("align_corners") or any(factor.denominator > 1 for factor in factors):
+        raise _SeesEverythingError
+    nearest = "align_corners" not in call
+    taps = range(0, 1) if nearest else range(-1, 2)
+    return _taps(trace, sources[0], (taps, taps), (1 / factors[0], 1 / factors[1]))
+
+
+def _pixel_shuffle(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    step = Fraction(1, call["upscale_factor"])
+    return _taps(trace, sources[0], (range(0, 1), range(0, 1)), (step, step))
+
+
+def _slice(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    dim = call["dim"] % 4
+    if dim < 2:
+        return sources[0]
+    start = call["start"] or 0
+    if call["step"] != 1 or start < 0:
+        raise _SeesEverythingError
+    taps = (range(start, start + 1), range(0, 1)) if dim == 2 else (range(0, 1), range(start, start + 1))
+    return _taps(trace, sources[0], taps, _whole(1))
+
+
+def _pad(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    pads = [*call["pad"], 0, 0, 0, 0][:4]
+    return _taps(
+        trace, sources[0], (range(-pads[2], -pads[2] + 1), range(-pads[0], -pads[0] + 1)), _whole(1)
+    )
+
+
+def _batch_norm(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    if call.get("training", False):
+        raise _SeesEverythingError
+    return _union(sources)
+
+
+def _local_context_norm(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
+    rows, cols = (range(-((size - 1) // 2), size - (size - 1) // 2) for size in call["window"])
+    return _taps(trace, sources[0], (rows, cols), _whole(1))
+
+
+_POINTWISE = (
+    "abs add add_ addcmul alias cat clamp clamp_ clamp_min clone contiguous copy_ detach div div_ dropout elu elu_ exp "
+    "gelu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ lift_fresh maximum "
+    "minimum mul mul_ neg pow relu relu_ rsqrt rsub sigmoid sigmoid_ silu silu_ softplus sqrt sub sub_ tanh tanh_ "
+    "where _prelu_kernel _to_copy"
+).split()
+
+RULES: dict[Any, Callable[..., Reach | None]] = {
+    **{getattr(aten, name): _pointwise for name in _POINTWISE if hasattr(aten, name)},
+    aten._softmax: _over_channels,
+    aten._log_softmax: _over_channels,
+    aten.mean: _over_channels,
+    aten.sum: _over_channels,
+    aten.amax: _over_channels,
+    aten.convolution: _convolution,
+    aten.max_pool2d_with_indices: _pool,
+    aten.max_pool2d: _pool,
+    aten.avg_pool2d: _pool,
+    aten.upsample_nearest2d: _upsample,
+    aten._upsample_nearest_exact2d: _upsample,
+    aten.upsample_bilinear2d: _upsample,
+    aten.pixel_shuffle: _pixel_shuffle,
+    aten.slice: _slice,
+    aten.constant_pad_nd: _pad,
+    aten.native_batch_norm: _batch_norm,
+    aten._native_batch_norm_legit: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    torch.ops.geonorm.local_context_norm: _local_context_norm,
+}
+"""Operator -> rule. What is not here is unbounded."""

@@ -1,0 +1,253 @@
+"""Local Context Normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from geonorm.errors import InvalidConfigError
+from geonorm.norms.base import Norm, wide_dtype
+from geonorm.norms.group import check_group_size
+from geonorm.norms.moments import box_sum_adjoint, local_moments, source_rows, window_counts
+
+Border = Literal["nearest", "clip"]
+
+CHUNK_VALUES = 2**19
+"""Values worked through at once: 2 MiB of float32 stay in the cache from the first step to the last."""
+
+
+class LocalContextNorm(Norm):
+    """Normalize each group of consecutive channels over a window around each cell.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight_c + bias_c`` with mean and biased variance over ``group_size``
+    channels and p x q cells centred on the cell (an even window has its extra cell after). An axis shorter than
+    its window is covered whole; if both are, this is GroupNorm of the same group size. The output at a cell
+    depends on nothing beyond its window, and every cell is computed by the same tree of operations: in float32
+    on the CPU a crop gives bit for bit what the whole map gives, at cells whose windows lie inside the crop.
+
+    Source: Ortiz et al., CVPR 2020, equations (6) to (9).
+    Differs from the released layer: the window is centred (there: one cell right and down), gradients flow
+    through the statistics, the input is not overwritten, each axis falls back by itself, and sums are taken by
+    doubling and Chan's formula (integral images lose all digits at large means).
+
+    Args:
+        num_features: Channels C.
+        stride: Input pixels per cell of this map; turns ``window_px`` into cells.
+        window_cells: Window in cells of this map, one number or (rows, cols): the same at every level, as in the
+            paper. Give this or ``window_px``.
+        window_px: Window in pixels of the input image: ``2 * max(1, window_px // (2 * stride)) + 1`` cells.
+        group_size: Channels per group; must divide C.
+        border: Near the border use the nearest window inside the map (``"nearest"``, the authors' rule) or the
+            part of the window inside it (``"clip"``).
+        eps: Added to the variance.
+
+    Raises:
+        InvalidConfigError: Not exactly one window, a window below 1, or a group size that does not divide C.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        stride: int = 1,
+        window_cells: int | tuple[int, int] | None = None,
+        window_px: int | None = None,
+        group_size: int = 4,
+        border: Border = "nearest",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(num_features, eps=eps)
+        if border not in get_args(Border):
+            raise InvalidConfigError(f'border must be "nearest" or "clip", got {border!r}.')
+        if stride < 1:
+            raise InvalidConfigError(f"stride must be at least 1, got {stride}.")
+        self.stride = stride
+        self.window_px = window_px
+        self.window = _window_in_cells(window_cells, window_px, stride)
+        self.group_size = check_group_size(num_features, group_size)
+        self.border: Border = border
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize a checked input with autocast off."""
+        y, _, _ = local_context_norm(
+            x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps
+        )
+        return y
+
+    def extra_repr(self) -> str:
+        """Return the settings that ``print(model)`` shows."""
+        rows, cols = self.window
+        return (
+            f"{self.num_features}, window={rows}x{cols} cells, stride={self.stride}, "
+            f"group_size={self.group_size}, border={self.border!r}, eps={self.eps}"
+        )
+
+
+def _window_in_cells(
+    window_cells: int | tuple[int, int] | None, window_px: int | None, stride: int
+) -> tuple[int, int]:
+    if (window_cells is None) == (window_px is None):
+        raise InvalidConfigError(
+            "LocalContextNorm takes window_px (in pixels of the input image) or window_cells (in cells of each "
+            f"map), got window_px={window_px} and window_cells={window_cells}. window_px=31 is a good start."
+        )
+    if window_px is not None:
+        if window_px < 1:
+            raise InvalidConfigError(f"window_px must be at least 1, got {window_px}.")
+        side = 2 * max(1, window_px // (2 * stride)) + 1
+        return side, side
+    rows, cols = (window_cells, window_cells) if isinstance(window_cells, int) else tuple(window_cells or ())
+    if rows < 1 or cols < 1:
+        raise InvalidConfigError(f"window_cells must be at least 1, got {window_cells}.")
+    return rows, cols
+
+
+# One opaque operator: the geometry tracer and torch.compile see a window, not a hundred slices.
+@torch.library.custom_op("geonorm::local_context_norm", mutates_args=())
+def local_context_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, group_size: int, window: list[int], border: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normalized map, and mean and reciprocal deviation of each group, ``(N, groups, H, W)``."""
+    wide = wide_dtype(x.dtype)
+    y = torch.empty_like(x)
+    mean, rstd = _empty_planes(x, group_size), _empty_planes(x, group_size)
+    size = (window[0], window[1])
+
+    for sample, groups, rows in _chunks(x, group_size, size, border):
+        channels = slice(groups.start * group_size, groups.stop * group_size)
+        source = source_rows(size[0], border, x.shape[2], rows)
+        block = x[sample, channels, source.start : source.stop].to(wide).contiguous()
+        block = block.unflatten(0, (-1, group_size))
+        local_mean, local_var = local_moments(
+            block, window=size, border=border, height=x.shape[2], rows=rows
+        )
+        local_rstd = local_var.add_(eps).rsqrt_()
+        centre = block[:, :, rows.start - source.start : rows.stop - source.start]
+        out = (centre - local_mean[:, None]).mul_(local_rstd[:, None])
+        out.mul_(_per_channel(weight, channels, group_size, wide))
+        out.add_(_per_channel(bias, channels, group_size, wide))
+
+        where = (slice(rows.start, rows.stop), slice(None))
+        y[(sample, channels, *where)] = out.flatten(0, 1)
+        mean[(sample, groups, *where)] = local_mean
+        rstd[(sample, groups, *where)] = local_rstd
+    return y, mean, rstd
+
+
+@local_context_norm.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, group_size: int, window: list[int], border: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _empty_planes(x, group_size), _empty_planes(x, group_size)
+
+
+@torch.library.custom_op("geonorm::local_context_norm_backward", mutates_args=())
+def local_context_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    group_size: int,
+    window: list[int],
+    border: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``x``, ``weight`` and ``bias``.
+
+    With ``g = grad * weight``, ``z`` the normalized values, ``r`` the reciprocal deviation, sums over the group's
+    channels, and ``box`` the sum over the windows that hold a cell, divided by their number of values:
+    ``dx = g r - box(r sum(g) - (mean - c) q) - (x - c) box(q)``, ``q = r^2 sum(g z)``, for any constant c.
+    """
+    wide = wide_dtype(x.dtype)
+    height, width = x.shape[2:]
+    size = (window[0], window[1])
+    if border == "nearest":
+        share: float | Tensor = 1 / (group_size * min(size[0], height) * min(size[1], width))
+    else:
+        share = 1 / (group_size * window_counts((height, width), window=size, like=mean))
+    grad_x = torch.empty_like(x)
+    grad_weight = torch.zeros_like(weight, dtype=wide)
+    grad_bias = torch.zeros_like(weight, dtype=wide)
+
+    for sample, groups, _ in _chunks(x, group_size, size, border, split_rows=False):
+        channels = slice(groups.start * group_size, groups.stop * group_size)
+        block = x[sample, channels].to(wide).contiguous().unflatten(0, (-1, group_size))
+        upstream = grad[sample, channels].to(wide).contiguous().unflatten(0, (-1, group_size))
+        local_mean, local_rstd = mean[sample, groups], rstd[sample, groups]
+
+        normalized = (block - local_mean[:, None]).mul_(local_rstd[:, None])
+        grad_bias[channels] += upstream.sum((2, 3)).flatten()
+        grad_weight[channels] += (upstream * normalized).sum((2, 3)).flatten()
+        scaled = upstream * _per_channel(weight, channels, group_size, wide)
+        q = normalized.mul_(scaled).sum(1).mul_(local_rstd).mul_(local_rstd)
+        # Any constant will do; the map's own level keeps the two terms it stands in from cancelling.
+        level = local_mean.mean((1, 2))[:, None, None]
+        p = scaled.sum(1).mul_(local_rstd).sub_((local_mean - level).mul_(q))
+        box_p = box_sum_adjoint(p.mul_(share), window=size, border=border)
+        box_q = box_sum_adjoint(q.mul_(share), window=size, border=border)
+        out = scaled.mul_(local_rstd[:, None]).sub_(box_p[:, None])
+        out.sub_((block - level[:, None]).mul_(box_q[:, None]))
+        grad_x[sample, channels] = out.flatten(0, 1)
+    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+@local_context_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    group_size: int,
+    window: list[int],
+    border: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _, ctx.group_size, ctx.window, ctx.border, _ = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, weight, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    grads = local_context_norm_backward(
+        grad, x, weight, mean, rstd, ctx.group_size, ctx.window, ctx.border
+    )
+    return (*grads, None, None, None, None)
+
+
+local_context_norm.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _chunks(
+    x: Tensor, group_size: int, window: tuple[int, int], border: str, *, split_rows: bool = True
+) -> Iterator[tuple[int, slice, range]]:
+    """Yield (sample, groups, rows) to be worked through one after the other; none changes another's numbers."""
+    num, channels, height, width = x.shape
+    num_groups = channels // group_size
+    # In channels_last one read from memory brings neighbouring channels along: take 16 of them at least.
+    least_groups = 1 if x.is_contiguous() else min(num_groups, max(1, 16 // group_size))
+    at_once = min(num_groups, max(least_groups, CHUNK_VALUES // max(1, group_size * height * width)))
+    row_values = at_once * group_size * width
+    at_once_rows = max(2 * min(window[0], height), CHUNK_VALUES // row_values) if split_rows else height
+    for sample in range(num):
+        for group in range(0, num_groups, at_once):
+            for row in range(0, height, at_once_rows):
+                groups = slice(group, min(num_groups, group + at_once))
+                yield sample, groups, range(row, min(height, row + at_once_rows))
+
+
+def _per_channel(values: Tensor, channels: slice, group_size: int, dtype: torch.dtype) -> Tensor:
+    return values[channels].to(dtype).view(-1, group_size, 1, 1)
+
+
+def _empty_planes(x: Tensor, group_size: int) -> Tensor:
+    num, channels, height, width = x.shape
+    return x.new_empty((num, channels // group_size, height, width), dtype=wide_dtype(x.dtype))

@@ -1,0 +1,336 @@
+"""A window of a raster file -> raw band values, and where they count."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import rasterio
+import rasterio.warp
+import rasterio.windows
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.window import Window
+
+NodataRule = Literal["all", "any"]
+
+# In bytes: rasterio hands the number to GDALSetCacheMax64, so 64 would mean 64 bytes, although GDAL itself
+# reads small values of this option as megabytes.
+CACHE_BYTES = 64 * 2**20
+
+# Some of rasterio's functions let GDAL's own errors through, which have no public name.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+
+_MAX_CHECKED_BLOCKS = 4096  # at 2 microseconds for each of the two tags: 20 ms
+
+
+def open_raster(
+    path: str | os.PathLike[str], *, bands: Sequence[int] | None = None, nodata_rule: NodataRule = "all"
+) -> Reader:
+    """Return a reader of the raster at ``path``.
+
+    A value is invalid where the mask of the file or of its band says so, or where it is NaN or infinite. An
+    alpha band is a mask unless it is among ``bands``: a band that is read is data, whatever its tag says.
+
+    Args:
+        path: The raster file.
+        bands: Bands to read, counted from 1; all of them by default.
+        nodata_rule: A pixel is invalid if "all" or "any" of its values that are read are.
+    """
+    if nodata_rule not in get_args(NodataRule):
+        raise InvalidConfigError(f"nodata_rule must be 'all' or 'any', got {nodata_rule!r}.")
+    name = os.fspath(path)
+    dataset = _open_checked(name)
+    try:
+        return Reader(name, dataset, bands=bands, nodata_rule=nodata_rule)
+    except BaseException:
+        dataset.close()
+        raise
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raise `RasterError` for a file that can be seen to be broken without decoding it."""
+    _open_checked(os.fspath(path)).close()
+
+
+class Reader:
+    """An open raster that gives windows; `open_raster` makes it. Close it, or use it in a ``with`` statement.
+
+    Attributes:
+        path: The file, as it was given.
+        grid: Where its pixels lie.
+        bands: The bands that are read, counted from 1.
+        dtype: Type of the values.
+        count: Number of bands in the file.
+        block_shape: Rows and columns of the blocks in which the file is stored.
+    """
+
+    def __init__(
+        self, path: str, dataset: Any, *, bands: Sequence[int] | None, nodata_rule: NodataRule
+    ) -> None:
+        self._dataset = dataset
+        self._nodata_rule = nodata_rule
+        self.path = path
+        self.grid = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+        self.count: int = dataset.count
+        self.bands = tuple(range(1, self.count + 1)) if bands is None else tuple(bands)
+        if not self.bands or min(self.bands) < 1 or max(self.bands) > self.count:
+            raise RasterError(
+                f"{path} has {self.count} band(s), but bands {list(self.bands)} are asked for. "
+                f"Bands are counted from 1: choose among 1 to {self.count}, or take another raster."
+            )
+        dtypes = sorted({dataset.dtypes[band - 1] for band in self.bands})
+        if len(dtypes) > 1:
+            raise RasterError(
+                f"{path} has bands of different types ({', '.join(dtypes)}), and one type is needed. "
+                "Convert it with gdal_translate -ot, or choose bands of one type."
+            )
+        self.dtype: np.dtype[Any] = np.dtype(dtypes[0])
+        self.block_shape: tuple[int, int] = dataset.block_shapes[self.bands[0] - 1]
+        self._find_masks()
+
+    @property
+    def resolution(self) -> float | None:
+        """Ground size of a pixel in metres, as ``grid.resolution_m``."""
+        return self.grid.resolution_m
+
+    def read(self, window: Window) -> Pixels:
+        """Return what ``window`` holds; it must lie inside the raster."""
+        height, width = self.grid.height, self.grid.width
+        fits = 0 <= window.row < window.row_end <= height and 0 <= window.col < window.col_end <= width
+        if not fits:
+            raise ValueError(f"{window} must hold pixels and lie inside the {height} x {width} raster")
+        area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+                values = self._dataset.read(self.bands, window=area)
+                pixel_valid = self._pixel_valid(area)
+                value_valid = self._value_valid(values, area)
+        except GDAL_ERRORS as error:
+            raise RasterError(
+                f"cannot read rows {window.row} to {window.row_end - 1}, columns {window.col} to "
+                f"{window.col_end - 1} of {self.path}: {gdal_said(error)} "
+                "The file is probably damaged; copy or download it again."
+            ) from error
+        if value_valid is None:
+            valid = np.broadcast_to(pixel_valid, values.shape[1:])
+            return Pixels(values, np.broadcast_to(valid, values.shape), valid)
+        value_valid = value_valid & pixel_valid
+        return Pixels(values, value_valid, getattr(value_valid, _NUMPY_RULE[self._nodata_rule])(axis=0))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._dataset.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find_masks(self) -> None:
+        """Find out once what can make a value or a pixel invalid."""
+        flags = [set(self._dataset.mask_flag_enums[band - 1]) for band in self.bands]
+        # A mask of the whole file, inside it or in a side file. (GDAL counts an alpha band as one too.)
+        self._mask_band = next(
+            (
+                band
+                for band, flag in zip(self.bands, flags, strict=True)
+                if MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag
+            ),
+            None,
+        )
+        alphas = [band for band, tag in enumerate(self._dataset.colorinterp, 1) if tag == ColorInterp.alpha]
+        self._alpha_band = alphas[0] if alphas and not set(alphas) & set(self.bands) else None
+        not_own = {MaskFlags.all_valid, MaskFlags.per_dataset, MaskFlags.alpha}
+        self._own_mask = [index for index, flag in enumerate(flags) if not flag & not_own]
+
+    def _pixel_valid(self, area: Any) -> NDArray[np.bool_]:
+        """Return what holds for all bands at once: (H, W), or () where every pixel counts."""
+        valid: NDArray[np.bool_] = np.array(True)
+        if self._mask_band is not None:
+            valid = self._dataset.read_masks(self._mask_band, window=area) != 0
+        if self._alpha_band is not None:
+            valid = valid & (self._dataset.read(self._alpha_band, window=area) != 0)
+        return valid
+
+    def _value_valid(self, values: NDArray[Any], area: Any) -> NDArray[np.bool_] | None:
+        """Return what holds for each band by itself (C, H, W), or None where every value counts."""
+        if self.dtype.kind != "f" and not self._own_mask:
+            return None
+        valid = np.isfinite(values)
+        for index in self._own_mask:  # a nodata value, as a rule
+            valid[index] &= self._dataset.read_masks(self.bands[index], window=area) != 0
+        return valid
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a window of a raster holds.
+
+    ``values`` are the raw band values, shape (C, H, W), dtype of the file. ``value_valid`` (C, H, W) is True
+    where a value counts, ``valid`` (H, W) where the pixel does by the reader's nodata rule; both may be
+    read-only views that repeat one value.
+    """
+
+    values: NDArray[Any]
+    value_valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie; ``transform`` is the identity where the file has none."""
+
+    height: int
+    width: int
+    crs: CRS | None
+    transform: Affine
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether the pixels have a place in a coordinate system."""
+        return bool(self.transform != Affine.identity())
+
+    @property
+    def resolution_m(self) -> float | None:
+        """Ground size of a pixel in metres at the centre of the raster, None where it is unknown.
+
+        Pixels that are not square count as the square of the same area. Rasters without a CRS or a
+        transform, and those of other planets, have no known size.
+        """
+        if self.crs is None or not self.has_transform:
+            return None
+        resolution_m = _resolution_m(self, self.crs)
+        return resolution_m if math.isfinite(resolution_m) and resolution_m > 0 else None
+
+    @property
+    def first_index(self) -> tuple[int, int]:
+        """Index (row, col) of the first pixel, counted from the origin of the CRS.
+
+        All crops of a raster agree on it, so it anchors tiles to the world rather than to the file. (0, 0)
+        where there is no transform, or none that can be inverted.
+        """
+        if not self.has_transform or not math.isfinite(1 / (self.transform.determinant or math.inf)):
+            return 0, 0
+        origin = ~self.transform  # takes the origin of the CRS to column c, row f
+        if self.transform.is_degenerate or not math.isfinite(origin.c + origin.f):
+            return 0, 0
+        # Not 0.5: most origins lie on a corner or on the centre of a pixel, within rounding, and 0.63 keeps
+        # both away from the step of floor.
+        return math.floor(0.63 - origin.f), math.floor(0.63 - origin.c)
+
+
+def gdal_said(error: BaseException) -> str:
+    """Return what GDAL had to say about ``error``, as one short sentence."""
+    said = " ".join(str(error.__cause__ or error).split())  # rasterio's own text often only points at the cause
+    return textwrap.shorten(said, 200, placeholder=" ...").rstrip(".") + "."
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` names a file of this machine rather than a URL or one of GDAL's virtual files."""
+    return re.match(r"/vsi|[A-Za-z][A-Za-z0-9+.-]+:/", path) is None
+
+
+def _open_checked(path: str) -> Any:
+    """Return the open dataset, which looks whole."""
+    if is_local(path):
+        if not os.path.exists(path):
+            raise RasterError(f"there is no file {path}. Check the name and the folder.")
+        if os.path.isdir(path):
+            raise RasterError(f"{path} is a folder, a raster file is needed. Name one of the files in it.")
+        if os.path.getsize(path) == 0:
+            raise RasterError(f"{path} is empty (0 bytes), a raster is needed. Copy or download it again.")
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
+            # A raster without a transform is fine here: Grid knows, and the warning would only puzzle the user.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path)
+    except GDAL_ERRORS as error:
+        raise RasterError(
+            f"{path} does not open as a raster: {gdal_said(error)} "
+            "A whole GeoTIFF is needed; copy or download it again, or see what gdalinfo says."
+        ) from error
+    try:
+        _check_bands(dataset, path)
+        if dataset.driver == "GTiff" and is_local(path):
+            _check_blocks(dataset, path)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
+
+
+def _check_bands(dataset: Any, path: str) -> None:
+    """Raise for bands that are not there, or not real numbers."""
+    if dataset.count == 0:
+        raise RasterError(f"{path} has no bands of its own. Name one of its subdatasets (see gdalinfo).")
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise RasterError(
+            f"{path} holds complex numbers ({dataset.dtypes[0]}), real ones are needed. "
+            "Convert it to amplitudes first."
+        )
+
+
+def _check_blocks(dataset: Any, path: str) -> None:
+    """Raise if the block table points beyond the end of the file: then the file was cut off."""
+    num_bytes = os.path.getsize(path)
+    for band, row, col in _blocks_to_check(dataset):
+        offset, size = (
+            int(dataset.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) or 0)  # None: not stored
+            for what in ("OFFSET", "SIZE")
+        )
+        if offset + size > num_bytes:
+            raise RasterError(
+                f"{path} is cut off: the block in row {row}, column {col} of band {band} ends at byte "
+                f"{offset + size}, the file at {num_bytes}. Copy or download it again."
+            )
+
+
+def _blocks_to_check(dataset: Any) -> Iterator[tuple[int, int, int]]:
+    """Yield (band, row, col) of blocks: the last of each band, then all or an even sample."""
+    block_rows, block_cols = dataset.block_shapes[0]
+    rows, cols = -(-dataset.height // block_rows), -(-dataset.width // block_cols)
+    bands = 1 if dataset.interleaving == Interleaving.pixel else dataset.count
+    for band in range(bands, 0, -1):
+        yield band, rows - 1, cols - 1
+    num_blocks = bands * rows * cols
+    for index in range(0, num_blocks, -(-num_blocks // _MAX_CHECKED_BLOCKS)):
+        yield index // (rows * cols) + 1, index // cols % rows, index % cols
+
+
+def _resolution_m(grid: Grid, crs: CRS) -> float:
+    """Return the side of the square that covers as much ground as the centre pixel, NaN if unknown."""
+    wkt = crs.to_wkt()
+    ellipsoid = re.search(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",\s*([0-9.]+)', wkt)
+    if ellipsoid is None or not 6.3e6 < float(ellipsoid[1]) < 6.4e6:  # nothing known, or not the earth
+        return math.nan
+    t, col, row = grid.transform, grid.width / 2, grid.height / 2
+    x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
+    side = math.sqrt(abs(t.determinant))
+    if crs.is_geographic:
+        radians = crs.units_factor[1]
+        return side * radians * float(ellipsoid[1]) * math.sqrt(max(0.0, math.cos(y * radians)))
+    if not crs.is_projected:
+        return math.nan
+    side_m = side * crs.linear_units_factor[1]
+    if re.search(r'(?:PROJECTION|METHOD)\["(?:Mercator|Popular)', wkt):  # ESRI:102100 has no EPSG code
+        _, (latitude,) = rasterio.warp.transform(crs, "EPSG:4326", [x], [y])
+        return side_m * math.cos(math.radians(latitude))
+    return side_m
