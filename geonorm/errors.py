@@ -23,3 +23,7 @@ class DatasetError(GeonormError, ValueError):
 
 class CheckpointError(GeonormError, ValueError):
     """A checkpoint that geonorm did not write, or cannot trust."""
+
+
+class GeonormWarning(UserWarning):
+    """Something the user should know before trusting a result; the command line prints it as one line."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+import geonorm.norms  # noqa: F401 - registers the operator that the last rule names
 from geonorm.errors import InvalidConfigError
 from geonorm.models.rescale import Rescale
 

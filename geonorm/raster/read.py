@@ -14,14 +14,13 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import rasterio
-import rasterio.warp
 import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 
 from geonorm.errors import InvalidConfigError, RasterError
 from geonorm.raster.window import Window
@@ -54,9 +53,9 @@ def open_raster(
     if nodata_rule not in get_args(NodataRule):
         raise InvalidConfigError(f"nodata_rule must be 'all' or 'any', got {nodata_rule!r}.")
     name = os.fspath(path)
-    dataset = _open_checked(name)
+    dataset, grid = _open_checked(name)
     try:
-        return Reader(name, dataset, bands=bands, nodata_rule=nodata_rule)
+        return Reader(name, dataset, grid, bands=bands, nodata_rule=nodata_rule)
     except BaseException:
         dataset.close()
         raise
@@ -64,7 +63,8 @@ def open_raster(
 
 def check_readable(path: str | os.PathLike[str]) -> None:
     """Raise `RasterError` for a file that can be seen to be broken without decoding it."""
-    _open_checked(os.fspath(path)).close()
+    dataset, _ = _open_checked(os.fspath(path))
+    dataset.close()
 
 
 class Reader:
@@ -80,12 +80,12 @@ class Reader:
     """
 
     def __init__(
-        self, path: str, dataset: Any, *, bands: Sequence[int] | None, nodata_rule: NodataRule
+        self, path: str, dataset: Any, grid: Grid, *, bands: Sequence[int] | None, nodata_rule: NodataRule
     ) -> None:
         self._dataset = dataset
         self._nodata_rule = nodata_rule
         self.path = path
-        self.grid = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+        self.grid = grid
         self.count: int = dataset.count
         self.bands = tuple(range(1, self.count + 1)) if bands is None else tuple(bands)
         if not self.bands or min(self.bands) < 1 or max(self.bands) > self.count:
@@ -111,8 +111,8 @@ class Reader:
     def read(self, window: Window) -> Pixels:
         """Return what ``window`` holds; it must lie inside the raster."""
         height, width = self.grid.height, self.grid.width
-        fits = 0 <= window.row < window.row_end <= height and 0 <= window.col < window.col_end <= width
-        if not fits:
+        inside = 0 <= window.row < window.row_end <= height and 0 <= window.col < window.col_end <= width
+        if not inside:
             raise ValueError(f"{window} must hold pixels and lie inside the {height} x {width} raster")
         area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
         try:
@@ -129,8 +129,9 @@ class Reader:
         if value_valid is None:
             valid = np.broadcast_to(pixel_valid, values.shape[1:])
             return Pixels(values, np.broadcast_to(valid, values.shape), valid)
-        value_valid = value_valid & pixel_valid
-        return Pixels(values, value_valid, getattr(value_valid, _NUMPY_RULE[self._nodata_rule])(axis=0))
+        value_valid &= pixel_valid
+        reduce = np.logical_or if self._nodata_rule == "all" else np.logical_and
+        return Pixels(values, value_valid, reduce.reduce(value_valid, axis=0))
 
     def close(self) -> None:
         """Close the file."""
@@ -147,19 +148,14 @@ class Reader:
     def _find_masks(self) -> None:
         """Find out once what can make a value or a pixel invalid."""
         flags = [set(self._dataset.mask_flag_enums[band - 1]) for band in self.bands]
-        # A mask of the whole file, inside it or in a side file. (GDAL counts an alpha band as one too.)
-        self._mask_band = next(
-            (
-                band
-                for band, flag in zip(self.bands, flags, strict=True)
-                if MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag
-            ),
-            None,
-        )
+        # One mask for the whole file, inside it or beside it. (For GDAL an alpha band is another.)
+        whole = [MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags]
+        self._mask_band = self.bands[whole.index(True)] if any(whole) else None
         alphas = [band for band, tag in enumerate(self._dataset.colorinterp, 1) if tag == ColorInterp.alpha]
         self._alpha_band = alphas[0] if alphas and not set(alphas) & set(self.bands) else None
-        not_own = {MaskFlags.all_valid, MaskFlags.per_dataset, MaskFlags.alpha}
-        self._own_mask = [index for index, flag in enumerate(flags) if not flag & not_own]
+        # What is left is a band's own mask: a nodata value, as a rule.
+        others = {MaskFlags.all_valid, MaskFlags.per_dataset, MaskFlags.alpha}
+        self._own_masks = [index for index, flag in enumerate(flags) if not flag & others]
 
     def _pixel_valid(self, area: Any) -> NDArray[np.bool_]:
         """Return what holds for all bands at once: (H, W), or () where every pixel counts."""
@@ -172,11 +168,14 @@ class Reader:
 
     def _value_valid(self, values: NDArray[Any], area: Any) -> NDArray[np.bool_] | None:
         """Return what holds for each band by itself (C, H, W), or None where every value counts."""
-        if self.dtype.kind != "f" and not self._own_mask:
+        if self.dtype.kind != "f" and not self._own_masks:
             return None
         valid = np.isfinite(values)
-        for index in self._own_mask:  # a nodata value, as a rule
-            valid[index] &= self._dataset.read_masks(self.bands[index], window=area) != 0
+        with warnings.catch_warnings():
+            # With a nodata value, this mask says nothing of an alpha band: right, that is looked at apart.
+            warnings.simplefilter("ignore", NodataShadowWarning)
+            for index in self._own_masks:
+                valid[index] &= self._dataset.read_masks(self.bands[index], window=area) != 0
         return valid
 
 
@@ -227,10 +226,10 @@ class Grid:
         All crops of a raster agree on it, so it anchors tiles to the world rather than to the file. (0, 0)
         where there is no transform, or none that can be inverted.
         """
-        if not self.has_transform or not math.isfinite(1 / (self.transform.determinant or math.inf)):
+        if not self.has_transform or self.transform.is_degenerate:
             return 0, 0
         origin = ~self.transform  # takes the origin of the CRS to column c, row f
-        if self.transform.is_degenerate or not math.isfinite(origin.c + origin.f):
+        if not (math.isfinite(origin.c) and math.isfinite(origin.f)):
             return 0, 0
         # Not 0.5: most origins lie on a corner or on the centre of a pixel, within rounding, and 0.63 keeps
         # both away from the step of floor.
@@ -239,7 +238,9 @@ class Grid:
 
 def gdal_said(error: BaseException) -> str:
     """Return what GDAL had to say about ``error``, as one short sentence."""
-    said = " ".join(str(error.__cause__ or error).split())  # rasterio's own text often only points at the cause
+    said = " ".join(
+        str(error.__cause__ or error).split()
+    )  # rasterio's own text often only points at the cause
     return textwrap.shorten(said, 200, placeholder=" ...").rstrip(".") + "."
 
 
@@ -248,8 +249,8 @@ def is_local(path: str) -> bool:
     return re.match(r"/vsi|[A-Za-z][A-Za-z0-9+.-]+:/", path) is None
 
 
-def _open_checked(path: str) -> Any:
-    """Return the open dataset, which looks whole."""
+def _open_checked(path: str) -> tuple[Any, Grid]:
+    """Return an open dataset that looks whole, and where its pixels lie."""
     if is_local(path):
         if not os.path.exists(path):
             raise RasterError(f"there is no file {path}. Check the name and the folder.")
@@ -258,9 +259,10 @@ def _open_checked(path: str) -> Any:
         if os.path.getsize(path) == 0:
             raise RasterError(f"{path} is empty (0 bytes), a raster is needed. Copy or download it again.")
     try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
-            # A raster without a transform is fine here: Grid knows, and the warning would only puzzle the user.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings(record=True) as caught:
+            # A raster without a transform is fine, and no news to its owner. The warning is the one sure sign
+            # of it: the transform of a PNM file, for one, is whatever the memory held before.
+            warnings.simplefilter("always", NotGeoreferencedWarning)
             dataset = rasterio.open(path)
     except GDAL_ERRORS as error:
         raise RasterError(
@@ -268,24 +270,21 @@ def _open_checked(path: str) -> Any:
             "A whole GeoTIFF is needed; copy or download it again, or see what gdalinfo says."
         ) from error
     try:
-        _check_bands(dataset, path)
+        if dataset.count == 0:
+            raise RasterError(f"{path} has no bands of its own. Name one of its subdatasets (see gdalinfo).")
+        if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+            raise RasterError(
+                f"{path} holds complex numbers ({dataset.dtypes[0]}), real ones are needed. "
+                "Convert it to amplitudes first."
+            )
         if dataset.driver == "GTiff" and is_local(path):
             _check_blocks(dataset, path)
     except BaseException:
         dataset.close()
         raise
-    return dataset
-
-
-def _check_bands(dataset: Any, path: str) -> None:
-    """Raise for bands that are not there, or not real numbers."""
-    if dataset.count == 0:
-        raise RasterError(f"{path} has no bands of its own. Name one of its subdatasets (see gdalinfo).")
-    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
-        raise RasterError(
-            f"{path} holds complex numbers ({dataset.dtypes[0]}), real ones are needed. "
-            "Convert it to amplitudes first."
-        )
+    nowhere = any(warning.category is NotGeoreferencedWarning for warning in caught)
+    transform = Affine.identity() if nowhere else dataset.transform
+    return dataset, Grid(dataset.height, dataset.width, dataset.crs, transform)
 
 
 def _check_blocks(dataset: Any, path: str) -> None:
@@ -322,15 +321,41 @@ def _resolution_m(grid: Grid, crs: CRS) -> float:
     if ellipsoid is None or not 6.3e6 < float(ellipsoid[1]) < 6.4e6:  # nothing known, or not the earth
         return math.nan
     t, col, row = grid.transform, grid.width / 2, grid.height / 2
-    x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
-    side = math.sqrt(abs(t.determinant))
+    y = t.d * col + t.e * row + t.f
+    side, radius_m = math.sqrt(abs(t.determinant)), float(ellipsoid[1])
     if crs.is_geographic:
         radians = crs.units_factor[1]
-        return side * radians * float(ellipsoid[1]) * math.sqrt(max(0.0, math.cos(y * radians)))
+        return side * radians * radius_m * math.sqrt(max(0.0, math.cos(y * radians)))
     if not crs.is_projected:
         return math.nan
-    side_m = side * crs.linear_units_factor[1]
+    unit_m = crs.linear_units_factor[1]
     if re.search(r'(?:PROJECTION|METHOD)\["(?:Mercator|Popular)', wkt):  # ESRI:102100 has no EPSG code
-        _, (latitude,) = rasterio.warp.transform(crs, "EPSG:4326", [x], [y])
-        return side_m * math.cos(math.radians(latitude))
-    return side_m
+        # The cosine of the latitude, 1 / cosh(y / radius); PROJ would not return from absurd coordinates.
+        e = math.exp(-abs(y * unit_m / radius_m))
+        return side * unit_m * 2 * e / (1 + e * e)
+    return side * unit_m
+
+
+def read_overview(path: str | os.PathLike[str], *, longest_side: int) -> NDArray[np.uint8]:
+    """Return a small picture of a raster, ``(rows, cols, 3)``: its first three bands, or its first one in grey.
+
+    Bands that are not uint8 are stretched from their 2nd to their 98th percentile.
+    """
+    with open_raster(path) as reader:
+        height, width = reader.grid.height, reader.grid.width
+        scale = min(1.0, longest_side / max(height, width))
+        bands = reader.bands[:3] if reader.count >= 3 else reader.bands[:1] * 3
+        shape = (3, max(1, round(height * scale)), max(1, round(width * scale)))
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+                values = reader._dataset.read(bands, out_shape=shape)
+        except GDAL_ERRORS as error:
+            raise RasterError(f"cannot read {path}: {gdal_said(error)} Copy or download it again.") from error
+    if values.dtype == np.uint8:
+        return np.moveaxis(values, 0, -1)
+    values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    if np.isnan(values).all():
+        return np.zeros((*shape[1:], 3), np.uint8)
+    low, high = (np.nanpercentile(values, percent, axis=(1, 2), keepdims=True) for percent in (2, 98))
+    stretched = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.moveaxis(np.nan_to_num(stretched * 255).astype(np.uint8), 0, -1)

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 import rasterio.shutil
+import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
@@ -28,13 +29,13 @@ Color = tuple[int, int, int]
 
 
 class LabelWriter:
-    """Writes the labels of a raster from the top to the bottom, as a Cloud-Optimized GeoTIFF.
+    """Writes the labels of a raster from top to bottom, as a Cloud-Optimized GeoTIFF.
 
-    Use it in a ``with`` statement. The target appears at its end, whole, if every row was written; after
-    an exception there is no trace of the attempt, and a file that was to be replaced is as it was.
+    Use it in a ``with`` statement. The target appears at its end, whole, if every row was written. After an
+    exception there is no trace of the attempt, and a file that was to be replaced is as it was.
 
     Until then the labels lie in a folder beside the target, named ``.<target>.<letters>.tmp``. Memory holds
-    one row of blocks, whatever the height of the raster.
+    one row of blocks, however high the raster is.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class LabelWriter:
         block_px: int = 512,
         source: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Check everything that can be checked before work.
+        """Check all that can be checked before work.
 
         Args:
             target: The file to make.
             grid: Where its pixels lie.
-            class_names: Name of each label, from 0.
+            class_names: Name of each label, from 0; the tag ``class_names`` holds them as JSON.
             class_colors: Red, green and blue of each label, 0 to 255.
             tags: What else is to be known about the file, such as its provenance.
             nodata: Label of the pixels without data.
@@ -65,41 +66,40 @@ class LabelWriter:
         """
         if len(class_names) != len(class_colors):
             raise InvalidConfigError(
-                f"every class needs one colour, got {len(class_names)} name(s) and {len(class_colors)} colour(s)."
+                f"every class needs one name and one colour, got {len(class_names)} name(s) and "
+                f"{len(class_colors)} colour(s)."
             )
         if not len(class_names) <= nodata <= 255:
             raise InvalidConfigError(
-                f"nodata must lie in [number of classes, 255] to be no class, got nodata={nodata} with "
-                f"{len(class_names)} classes. 255 suits all maps of up to 255 classes."
+                f"nodata must be in [number of classes, 255], to be no class, got nodata={nodata} with "
+                f"{len(class_names)} classes. 255 suits up to 255 classes."
             )
         self.target = check_target(target, overwrite=overwrite, source=source)
         self.grid = grid
         self._tags = {**tags, "class_names": json.dumps(list(class_names), ensure_ascii=False)}
-        self._colors = dict(enumerate(class_colors))
+        self._class_colors = class_colors
         self._nodata = nodata
         self._block_px = block_px
         self._next_row = 0
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # undone here if a step fails, else by __exit__
             self._folder = stack.enter_context(_folder_beside(self.target))
-            profile = {
-                **_profile(1, "uint8", self.grid.height, self.grid.width),
-                **_georeference(self.grid.crs, self.grid.transform),
-                **_blocks(self._block_px),
-                # Read once, by the step to the COG; the cheapest compression that keeps empty areas small.
-                "compress": "deflate",
-                "zlevel": 1,
-                "nodata": self._nodata,
-            }
-            with _speaking_of(self.target):
-                self._dataset = rasterio.open(self._folder / "strips.tif", "w", **profile)
+            with _failing_as(self.target):
+                self._dataset = _create(
+                    self._folder / "strips.tif",
+                    (1, self.grid.height, self.grid.width),
+                    "uint8",
+                    crs=self.grid.crs,
+                    transform=self.grid.transform,
+                    # Read once, to make the target; the quickest compression keeps empty areas small.
+                    options={**_blocks(self._block_px), "compress": "deflate", "zlevel": 1},
+                )
                 stack.callback(self._dataset.close)
-                _describe(self._dataset, self._colors, self._tags, self._nodata)
+                _describe(self._dataset, nodata=self._nodata, colors=self._class_colors, tags=self._tags)
+            # One row of blocks: a block that is handed to GDAL whole is compressed once.
+            self._pending = np.empty((self._block_px, self.grid.width), dtype=np.uint8)
             self._stack = stack.pop_all()
-        # One row of blocks: a block that is handed over whole is compressed once.
-        self._pending = np.empty((self._block_px, self.grid.width), dtype=np.uint8)
         return self
 
     def write(self, row: int, labels: NDArray[np.uint8]) -> None:
@@ -107,16 +107,16 @@ class LabelWriter:
 
         Args:
             row: Row of the raster at which they begin: the first that is still missing.
-            labels: Class numbers and nodata, shape (rows, W), uint8.
+            labels: Class numbers and nodata, shape (rows, W).
         """
         rows, width = labels.shape
         if labels.dtype != np.uint8 or width != self.grid.width:
             raise ValueError(
-                f"labels must be uint8 of width {self.grid.width}, got {labels.dtype} of {width}"
+                f"labels must be uint8 and {self.grid.width} wide, got {labels.dtype} and {width}"
             )
         if row != self._next_row or row + rows > self.grid.height:
             raise ValueError(
-                f"rows must come in order: {self._next_row} of {self.grid.height} is next, got {row} to {row + rows}"
+                f"row {self._next_row} of {self.grid.height} is next, got rows {row} to {row + rows - 1}"
             )
         while len(labels):
             filled = self._next_row % self._block_px
@@ -135,15 +135,26 @@ class LabelWriter:
                 return
             if self._next_row != self.grid.height:
                 raise ValueError(f"only {self._next_row} of {self.grid.height} rows were written")
-            with _speaking_of(self.target):
+            strips, cog = self._folder / "strips.tif", self._folder / "cog.tif"
+            with _failing_as(self.target):
                 self._dataset.close()
-                cog = self._folder / "cog.tif"
-                _to_cog(self._folder / "strips.tif", cog, block_px=self._block_px)
+                # GDAL's own driver reads block by block and builds the overviews on the disk; its bytes do
+                # not depend on the number of threads.
+                rasterio.shutil.copy(
+                    strips,
+                    cog,
+                    driver="COG",
+                    compress="deflate",
+                    blocksize=self._block_px,
+                    overview_resampling="mode",
+                    bigtiff="if_safer",
+                    num_threads="all_cpus",
+                )
                 _publish(cog, self.target)
 
     def _write_pending(self, rows: int) -> None:
         area = rasterio.windows.Window(0, self._next_row - rows, self.grid.width, rows)
-        with _speaking_of(self.target):
+        with _failing_as(self.target):
             self._dataset.write(self._pending[:rows], 1, window=area)
 
 
@@ -160,9 +171,9 @@ def write_image(
     colors: Sequence[Color] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an array as a plain GeoTIFF, replacing what is there once it is complete.
+    """Write an array as a plain GeoTIFF; what is there already is replaced once the new file is whole.
 
-    No band is tagged as alpha, also not the fourth.
+    No band is tagged as alpha, not even the fourth.
 
     Args:
         path: The file to make.
@@ -172,27 +183,26 @@ def write_image(
         nodata: Value of the pixels without data.
         tiled: Store square blocks rather than strips of rows.
         block_px: Side of the blocks, a multiple of 16.
-        compress: GDAL's name of the compression; None for none.
-        colors: Red, green and blue of the values from 0, for a single band of uint8.
+        compress: GDAL's name of the compression, or None.
+        colors: Red, green and blue of the values from 0, for one band of uint8.
         tags: What else is to be known about the file.
     """
     bands = image[None] if image.ndim == 2 else image
     bands = bands.astype(np.uint8) if bands.dtype == np.bool_ else bands
+    options = _blocks(block_px) if tiled else {}
+    if compress:
+        options["compress"] = compress
+    if len(bands) > 1:
+        options["alpha"] = "unspecified"  # else GDAL tags the fourth band of 8 bits, near infrared, as alpha
     target = check_target(path, overwrite=True)
-    profile = {
-        **_profile(*_shape_first(bands)),
-        **_georeference(crs, transform),
-        **(_blocks(block_px) if tiled else {}),
-        **({"compress": compress} if compress else {}),
-        # GDAL takes the fourth band of 8 bits for an alpha band, which near infrared is not.
-        **({"alpha": "unspecified"} if len(bands) > 1 else {}),
-        "nodata": nodata,
-    }
-    with _folder_beside(target) as folder, _speaking_of(target):
-        with rasterio.open(folder / "image.tif", "w", **profile) as dataset:
-            _describe(dataset, dict(enumerate(colors or ())), tags or {}, nodata)
-            dataset.write(bands)
-        _publish(folder / "image.tif", target)
+    with _folder_beside(target) as folder, _failing_as(target):
+        made = folder / "image.tif"
+        with _create(
+            made, bands.shape, bands.dtype.name, crs=crs, transform=transform, options=options
+        ) as new:
+            _describe(new, nodata=nodata, colors=colors or (), tags=tags or {})
+            new.write(bands)
+        _publish(made, target)
 
 
 def check_target(
@@ -202,46 +212,40 @@ def check_target(
 
     Args:
         target: The file to make.
-        overwrite: An existing file may be replaced.
+        overwrite: A file that exists may be replaced.
         source: A file that must not be.
     """
-    name = os.fspath(target)
+    path, name = Path(target), os.fspath(target)
     if not is_local(name):
         raise RasterError(
-            f"{name} is not a local file, and only those can be renamed when they are complete. "
-            "Write to a local folder and copy the result."
+            f"{name} is not a local file, and only those can be renamed into place once they are complete. "
+            "Name a local file, and copy it when it is there."
         )
-    path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
+        raise RasterError(f"{path} is a folder, a file is needed. Try {path / 'labels.tif'}.")
+    exists = os.path.exists(path)
+    if exists and source is not None and os.path.exists(source) and os.path.samefile(path, source):
         raise RasterError(
-            f"{path} is a folder, the name of a file is needed: {path / 'labels.tif'}, for instance."
+            f"{path} is the raster to be read, it cannot be the target too. Choose another name."
         )
-    if source is not None and path.exists() and os.path.exists(source) and path.samefile(source):
-        raise RasterError(
-            f"{path} is the raster that is read, and cannot be the target too. Choose another name."
-        )
-    if path.exists() and not overwrite:
+    if exists and not overwrite:
         raise TargetExistsError(f"{path} exists. Choose another name, or replace it with --overwrite.")
-    if not path.parent.is_dir():
-        raise RasterError(
-            f"there is no folder {path.parent} for {path.name}. Make it first, or check the name."
-        )
+    if not os.path.isdir(path.parent):
+        raise RasterError(f"there is no folder {path.parent} for {path.name}. Make it, or check the name.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise RasterError(
-            f"the folder {path.parent} cannot be written to. Choose another one, or ask for the rights."
-        )
+        raise RasterError(f"the folder {path.parent} cannot be written to. Choose another one.")
     return path
 
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """Make a folder beside the target (renaming is atomic within a file system) and remove it at the end."""
+    """Make a folder beside the target, where renaming is atomic, and remove it at the end."""
     try:
-        # Names hold 255 bytes, a character up to 4.
+        # A name holds 255 bytes and a character takes up to 4.
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:50]}.", suffix=".tmp"))
     except OSError as error:
         raise RasterError(
-            f"cannot write to the folder {target.parent}: {error.strerror}. Choose another one for {target.name}."
+            f"the folder {target.parent} cannot be written to: {error.strerror}. Choose another one."
         ) from error
     try:
         yield folder
@@ -250,34 +254,35 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _speaking_of(target: Path) -> Iterator[None]:
-    """Bound GDAL's cache, and turn its failures into one line about the target."""
+def _failing_as(target: Path) -> Iterator[None]:
+    """Bound GDAL's cache, and turn its errors into one line about the target."""
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
-            # Labels of a raster without a transform have none either: nothing to warn of.
+            # A map of a raster without a transform has none either: nothing to warn of.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             yield
     except RasterError:
-        raise
+        raise  # an OSError too, and clear already
     except (*GDAL_ERRORS, OSError) as error:
         raise RasterError(
-            f"cannot write {target}: {gdal_said(error)} Check the free space of the disk and the rights of the folder."
+            f"cannot write {target}: {gdal_said(error)} Is the disk full, or the folder protected?"
         ) from error
 
 
-def _profile(count: int, dtype: str, height: int, width: int) -> dict[str, Any]:
-    shape = {"count": count, "dtype": dtype, "height": height, "width": width}
-    return {"driver": "GTiff", "bigtiff": "if_safer", **shape}
-
-
-def _shape_first(bands: NDArray[Any]) -> tuple[int, str, int, int]:
-    count, height, width = bands.shape
-    return count, bands.dtype.name, height, width
-
-
-def _georeference(crs: CRS | None, transform: Affine | None) -> dict[str, Any]:
-    has_transform = transform is not None and transform != Affine.identity()
-    return {"crs": crs, **({"transform": transform} if has_transform else {})}
+def _create(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: str,
+    *,
+    crs: CRS | None,
+    transform: Affine | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """Return a new GeoTIFF of shape (C, H, W)."""
+    count, height, width = shape
+    place = {} if transform is None or transform == Affine.identity() else {"transform": transform}
+    size = {"count": count, "height": height, "width": width, "dtype": dtype}
+    return rasterio.open(path, "w", driver="GTiff", bigtiff="if_safer", crs=crs, **size, **place, **options)
 
 
 def _blocks(block_px: int) -> dict[str, Any]:
@@ -285,37 +290,22 @@ def _blocks(block_px: int) -> dict[str, Any]:
 
 
 def _describe(
-    dataset: Any, colors: Mapping[int, Color], tags: Mapping[str, str], nodata: float | None
+    dataset: Any, *, nodata: float | None, colors: Sequence[Color], tags: Mapping[str, str]
 ) -> None:
-    """Add colour table and tags, which GDAL wants before the first value."""
+    """Add what GDAL wants to know before the first value."""
+    if nodata is not None:
+        dataset.nodata = nodata
     if colors:
-        transparent = {} if nodata is None else {int(nodata): (0, 0, 0, 0)}
-        dataset.write_colormap(
-            1, {**{value: (*color, 255) for value, color in colors.items()}, **transparent}
-        )
+        dataset.write_colormap(1, {value: (*color, 255) for value, color in enumerate(colors)})
     dataset.update_tags(**tags)
 
 
-def _to_cog(strips: Path, cog: Path, *, block_px: int) -> None:
-    """Convert with GDAL's own driver, which reads block by block and keeps its overviews on the disk."""
-    rasterio.shutil.copy(
-        strips,
-        cog,
-        driver="COG",
-        compress="deflate",
-        blocksize=block_px,
-        overview_resampling="mode",
-        bigtiff="if_safer",
-        num_threads="all_cpus",  # more threads compress, the bytes are the same
-    )
-
-
 def _publish(made: Path, target: Path) -> None:
-    """Put a finished file in place of the target, so that even a power cut leaves one or the other."""
+    """Put a finished file in the place of the target; even a power cut leaves one or the other."""
     try:
-        check_readable(made)  # GDAL does not always report a full disk when it closes a file
+        check_readable(made)  # GDAL may keep silent when the disk is full at the very end
     except RasterError as error:
-        raise RasterError(f"only a part of {target} could be written. Free some space and try again.") from error
+        raise RasterError(f"{target} could be written in part only. Free space and try again.") from error
     with made.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(made, target)

@@ -94,10 +94,23 @@ def predict_whole(
     window = plan.whole()
     row = Span(0, plan.height, window.row, window.height)
     col = Span(0, plan.width, window.col, window.width)
+    output = predict_tile(read, predict, plan, row, col, fill=fill, finish=finish)
+    return Strip(0, output, read(Window(0, 0, plan.height, plan.width)).valid)
+
+
+def predict_tile(
+    read: Read,
+    predict: Predict,
+    plan: Plan,
+    row: Span,
+    col: Span,
+    *,
+    fill: Tensor,
+    finish: Callable[[Tensor], Tensor] = labels_of,
+) -> Tensor:
+    """Return one core of the raster, ``(..., rows, cols)``."""
     band = _read_rows(read, plan, row, fill)
-    logits = predict(band.columns(col)[None])
-    output = finish(_core(logits, row, col, plan.network.margin_px))[0].cpu()
-    return Strip(0, output, band.valid)
+    return finish(_core(predict(band.columns(col)[None]), row, col, plan.network.margin_px))[0].cpu()
 
 
 def reflect(start: int, length: int, size: int) -> np.ndarray:
@@ -140,7 +153,6 @@ class _Band:
 
 def _read_rows(read: Read, plan: Plan, row: Span, fill: Tensor) -> _Band:
     rows = reflect(row.read_start, row.read_px, plan.height)
-    # The core's own rows too, should a read of few rows show none of them.
     first, last = int(rows.min()), int(rows.max())
     pixels = read(Window(first, 0, last - first + 1, plan.width))
     values = pixels.values[:, rows - first]

@@ -121,7 +121,7 @@ CITIES: tuple[City, ...] = (
             LITTER: ((136, 120, 90), (156, 138, 106)),
             HEDGE: ((84, 90, 58), (102, 102, 68)),
         },
-        zones={"houses": 5, "halls": 2, "fields": 1, "park": 0.6},
+        zones={"houses": 5, "halls": 1.5, "fields": 1, "park": 0.6},
         block_depth_px=(200, 240),
         block_length_px=(360, 620),
         street_px=(24, 34),

@@ -48,7 +48,6 @@ def draw_houses(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
 
 def draw_shanties(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
     """Crowd small tin roofs on bare ground, in uneven clusters with paths, walls and trees between."""
-    city = sheet.city
     sheet.box(block.us, block.vs, SOIL, tone=rng.uniform(0.94, 1.06))
     for _ in range(int(block.depth_px * block.length_px / 2500)):
         u, v = rng.uniform(*block.us), rng.uniform(*block.vs)
@@ -72,7 +71,7 @@ def draw_shanties(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
             else:
                 for _ in range(int(rng.integers(1, 4))):
                     place = (spot[0] + rng.normal(0, 7), spot[1] + rng.normal(0, 9))
-                    sheet.plant(*place, rng.uniform(*city.tree_radius_px) * 0.8, city.pick_species(rng))
+                    sheet.plant_any(*place, rng, share=0.8)
             for _ in range(int(rng.poisson(1.6))):
                 place = (spot[0] + rng.normal(0, 16), spot[1] + rng.normal(0, 18))
                 if rng.random() < 0.6:
@@ -202,16 +201,8 @@ def house_parts(
         parts.append(Part(side * 3, rng.choice((-8.0, 8.0)), half_wing, half_across, high, form, pitch, True))
     if rng.random() < 0.4:
         half_garage = rng.uniform(7, 10)
-        low = Part(
-            side * (half_along + half_garage - 4),
-            -2,
-            half_garage,
-            half_across * 0.75,
-            STOREY_PX * 0.8,
-            form,
-            pitch,
-        )
-        parts.append(low)
+        along, eave = side * (half_along + half_garage - 4), STOREY_PX * 0.8
+        parts.append(Part(along, -2, half_garage, half_across * 0.75, eave, form, pitch))
     if rng.random() < 0.3:
         parts.append(Part(-side * 4, half_across + 3, half_along * 0.5, 5, STOREY_PX * 0.8, "lean", -0.15))
     return parts
@@ -265,11 +256,7 @@ def _draw_garden(sheet: Sheet, lot: _Lot, back: float, rng: np.random.Generator)
         sheet.box(*lot.box((t - 6, t + 6), (s - 12, s + 12)), POOL, round_px=4)
     for _ in range(int(rng.poisson(city.trees_per_lot))):
         t = rng.uniform(back + 4, lot.depth_px) if rng.random() < 0.75 else rng.uniform(0, 12)
-        sheet.plant(
-            *lot.at(t, rng.uniform(0, lot.width_px)),
-            rng.uniform(*city.tree_radius_px),
-            city.pick_species(rng),
-        )
+        sheet.plant_any(*lot.at(t, rng.uniform(0, lot.width_px)), rng)
     for _ in range(int(rng.poisson(2.0))):
         place = lot.at(rng.uniform(back, lot.depth_px), rng.uniform(0, lot.width_px))
         sheet.plant(*place, rng.uniform(1.8, 4.2), "broadleaf")

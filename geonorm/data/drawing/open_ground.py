@@ -49,7 +49,7 @@ def draw_halls(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         for place in np.arange(start, stop, 20.0):
             if rng.random() < 0.35:
                 edge = lots.us[1] if flip else lots.us[0]
-                sheet.plant(edge, place, rng.uniform(*city.tree_radius_px) * 0.7, city.pick_species(rng))
+                sheet.plant_any(edge, place, rng, share=0.7)
         start = stop
 
 
@@ -59,11 +59,11 @@ def draw_park(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
     sheet.box(block.us, block.vs, GRASS, tone=rng.uniform(0.92, 1.06), round_px=9)
     _mottle(sheet, block, (GRASS, MEADOW), rng)
     middle = (sum(block.us) / 2, sum(block.vs) / 2)
-    v = np.linspace(*block.vs, 30)
+    way = np.linspace(*block.vs, 30)
     for _ in range(2):
         swing = block.depth_px * rng.uniform(0.1, 0.3)
-        u = middle[0] + swing * np.sin(v / rng.uniform(50, 90) + rng.uniform(0, 6))
-        sheet.stroke(list(u), list(v), width_px=int(rng.integers(4, 8)), material=TRACK, tone=1.05)
+        bends = middle[0] + swing * np.sin(way / rng.uniform(50, 90) + rng.uniform(0, 6))
+        sheet.stroke(list(bends), list(way), width_px=int(rng.integers(4, 8)), material=TRACK, tone=1.05)
     sporting = rng.random() < 0.35
     if sporting:
         _draw_pitch(sheet, middle)
@@ -72,12 +72,12 @@ def draw_park(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:
         place = (rng.uniform(block.us[0] + 40, block.us[1] - 40), block.vs[0] + 40)
         sheet.build(*place, [Part(0, 0, 20, 13, 11, "hip", 0.4)], city.pick_roof(rng))
-    for u, v_one in _scatter(block.inset(6), 27, rng):
+    for u, v in _scatter(block.inset(6), 27, rng):
         on_pitch = (
-            sporting and abs(u - middle[0]) < _PITCH_PX[0] + 9 and abs(v_one - middle[1]) < _PITCH_PX[1] + 9
+            sporting and abs(u - middle[0]) < _PITCH_PX[0] + 9 and abs(v - middle[1]) < _PITCH_PX[1] + 9
         )
         if rng.random() < 0.42 and not on_pitch:
-            sheet.plant(u, v_one, rng.uniform(*city.tree_radius_px), city.pick_species(rng))
+            sheet.plant_any(u, v, rng)
 
 
 def draw_forest(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
@@ -109,7 +109,7 @@ def draw_fields(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         if rng.random() < 0.5:
             for u in np.arange(block.us[0] + 10, block.us[1] - 10, 15.0):
                 if rng.random() < 0.6:
-                    sheet.plant(u, stop - 2, rng.uniform(*city.tree_radius_px) * 0.7, city.pick_species(rng))
+                    sheet.plant_any(u, stop - 2, rng, share=0.7)
         start = stop
     for _ in range(int(rng.integers(1, 4))):
         half_along, half_across = rng.uniform(22, 48), rng.uniform(14, 22)
@@ -122,7 +122,7 @@ def draw_fields(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         sheet.park(u + half_across + 9, v, turn=rng.normal(0, 0.5))
         for _ in range(3):
             place = (u + rng.uniform(-50, 50), v + rng.uniform(-70, 70))
-            sheet.plant(*place, rng.uniform(*city.tree_radius_px), city.pick_species(rng))
+            sheet.plant_any(*place, rng)
 
 
 def _raise_hall(
@@ -191,7 +191,7 @@ def _draw_pond(sheet: Sheet, middle: tuple[float, float], radius_px: float, rng:
     for _ in range(12):
         spot = rng.uniform(0, 2 * math.pi)
         u, v = middle[0] + 1.3 * radius_px * math.sin(spot), middle[1] + 1.9 * radius_px * math.cos(spot)
-        sheet.plant(u, v, rng.uniform(*sheet.city.tree_radius_px) * 0.8, sheet.city.pick_species(rng))
+        sheet.plant_any(u, v, rng, share=0.8)
 
 
 def _draw_pitch(sheet: Sheet, middle: tuple[float, float]) -> None:

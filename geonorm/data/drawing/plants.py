@@ -15,7 +15,7 @@ from geonorm.data.drawing.terrain import SNOW, Canvas, linear
 
 _RADII_PX = (2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 17, 20, 23)
 _VARIANTS = 3
-_BARE: Colour = (146, 132, 116)
+_BARE: Colour = (126, 113, 99)
 _PALM: Colour = (104, 116, 62)
 
 _PAINTS: tuple[tuple[Colour, float], ...] = (
@@ -163,7 +163,7 @@ def _bare(radius_px: int, rng: np.random.Generator) -> _Crown:
     limbs = np.cos(angle * float(rng.integers(4, 8)) + rng.uniform(0, 6) + 2 * distance)
     twigs = rng.standard_normal(distance.shape) + 0.6 * limbs
     inside = (distance < 1.1) & (twigs > 0.35 + 0.5 * distance**2)
-    heights = radius_px * (1.1 - 0.6 * distance)
+    heights = radius_px * (0.8 - 0.4 * distance)
     tone = 0.8 + 0.1 * twigs
     return _Crown(np.where(inside, heights, 0).astype(np.float32), tone.astype(np.float32))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +16,22 @@ from geonorm.data.drawing.terrain import SNOW, Canvas, linear
 
 _PARAPET_PX = 1.5
 
+_Floats = NDArray[np.floating[Any]]
+
 
 @dataclass(frozen=True)
 class _Patch:
     """The pixels around a building, in the building's own directions."""
 
-    along: Field
-    across: Field
-    top: Field
+    along: _Floats
+    across: _Floats
+    top: _Floats
     """Height of the roof, 0 where there is none."""
-    inward: Field
+    inward: _Floats
     """Distance to the edge of the part that is seen."""
-    down: Field
+    down: _Floats
     """Distance along the slope's fall line, for streaks and ribs."""
-    ridge: Field
+    ridge: _Floats
     """Distance along the ridge."""
     face: NDArray[np.int8]
     """Which face of which part is seen."""
@@ -76,7 +79,7 @@ def _shape(building: Building, rows: slice, cols: slice) -> _Patch:
     return _Patch(along, across, top, inward, fall, ridge, face)
 
 
-def _roof(part: Part, along: Field, across: Field) -> tuple[Field, Field, Field, NDArray[np.int_]]:
+def _roof(part: Part, along: _Floats, across: _Floats) -> tuple[_Floats, _Floats, _Floats, NDArray[np.int_]]:
     """Return height, distance down the slope, distance along the ridge, and number of the face."""
     half_along, half_across = part.half_along, part.half_across
     if part.crosswise:
@@ -142,10 +145,13 @@ def _furnished(
         return top, albedo
     if main.form == "flat":
         for _ in range(int(rng.poisson(min(area / 900, 14)))):
-            place = rng.uniform(-0.85, 0.85) * main.half_along, rng.uniform(-0.8, 0.8) * main.half_across
-            size = rng.uniform(1.2, 4.5, size=2)
+            along, across = (
+                rng.uniform(-0.85, 0.85) * main.half_along,
+                rng.uniform(-0.8, 0.8) * main.half_across,
+            )
             grey = int(rng.integers(90, 225))
-            put(*place, *size, rng.uniform(2, 7), (grey, grey, grey))
+            half_along, half_across = rng.uniform(1.2, 4.5), rng.uniform(1.2, 4.5)
+            put(along, across, half_along, half_across, rng.uniform(2, 7), (grey, grey, grey))
         return top, albedo
     if building.roof.texture == "tin":
         return top, albedo

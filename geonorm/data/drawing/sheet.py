@@ -158,12 +158,14 @@ class Sheet:
         if us[1] - us[0] < 2 * round_px + 1 or vs[1] - vs[0] < 2 * round_px + 1:
             return
         down, right = _steps(us[0] + round_px, us[1] - round_px), _steps(vs[0] + round_px, vs[1] - round_px)
-        top, bottom, left, cut = us[0], us[1], vs[0], round_px * 0.29
-        u = [np.full_like(right, top), [top + cut], down, [bottom - cut]]
-        u += [np.full_like(right, bottom), [bottom - cut], down[::-1], [top + cut]]
-        v = [right, [vs[1] - cut], np.full_like(down, vs[1]), [vs[1] - cut]]
-        v += [right[::-1], [left + cut], np.full_like(down, left), [left + cut]]
-        self.area(np.concatenate(u), np.concatenate(v), material, tone=tone)
+        (top, bottom), (left, end) = us, vs
+        cut = 0.29 * round_px  # where the arc of a corner has its middle
+        ring = [(top, v) for v in right] + [(top + cut, end - cut)]
+        ring += [(u, end) for u in down] + [(bottom - cut, end - cut)]
+        ring += [(bottom, v) for v in right[::-1]] + [(bottom - cut, left + cut)]
+        ring += [(u, left) for u in down[::-1]] + [(top + cut, left + cut)]
+        u, v = np.array(ring).T
+        self.area(u, v, material, tone=tone)
 
     def area(self, u: ArrayLike, v: ArrayLike, material: int | None, *, tone: float | None = 1.0) -> None:
         """Cover the inside of a ring of points of the plan."""
@@ -204,6 +206,10 @@ class Sheet:
         """Set a tree at a point of the plan."""
         row, col, _ = self.frame.spot(u, v)
         self.trees.append(Tree(row, col, radius_px, species))
+
+    def plant_any(self, u: float, v: float, rng: np.random.Generator, *, share: float = 1.0) -> None:
+        """Set a tree of the kinds and sizes that the city has, or of a ``share`` of them."""
+        self.plant(u, v, share * rng.uniform(*self.city.tree_radius_px), self.city.pick_species(rng))
 
     def park(
         self, u: float, v: float, *, turn: float = 0.0, length_px: float = 15.0, width_px: float = 6.5

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from geonorm.data.drawing.styles import ASPHALT, CONCRETE, GRASS, MARK, MEADOW, TRACK, WATER, City, Zone
 from geonorm.data.drawing.sheet import Frame, Sheet, Wave
+from geonorm.data.drawing.styles import ASPHALT, CONCRETE, GRASS, MARK, MEADOW, TRACK, WATER, City, Zone
 
 _DISTRICT_PX = 620.0
 _HOME_PX = 200.0  # this near to the middle of a scene, people live
@@ -62,10 +63,10 @@ def lay_streets(
 
     blocks: list[Block] = []
     columns: list[_Line] = []
-    for index, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False)):
+    for index, (top, bottom) in enumerate(pairwise(rows)):
         if not columns or rng.random() < 0.45:
             columns = _lines(city, city.block_length_px, reach, rng, first=-rng.uniform(0.35, 0.6))
-        for left, right in zip(columns, columns[1:], strict=False):
+        for left, right in pairwise(columns):
             us = (top.at + top.width_px / 2, bottom.at - bottom.width_px / 2)
             vs = (left.at + left.width_px / 2, right.at - right.width_px / 2)
             block = Block(us, vs, zone_of(sum(us) / 2, sum(vs) / 2), river=index == river)
@@ -103,9 +104,7 @@ def draw_river(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
     for edge in (block.us[0] + 12, block.us[1] - 12):
         for place in np.arange(block.vs[0] + 20, block.vs[1] - 20, 26.0):
             if rng.random() < 0.6:
-                sheet.plant(
-                    edge + rng.uniform(-7, 7), place, rng.uniform(*sheet.city.tree_radius_px), "broadleaf"
-                )
+                sheet.plant_any(edge + rng.uniform(-7, 7), place, rng)
 
 
 def _bent_frame(city: City, height: int, width: int, rng: np.random.Generator) -> Frame:
@@ -140,7 +139,7 @@ def _river_row(city: City, rows: list[_Line], rng: np.random.Generator) -> int |
     wet = rng.random() < city.river
     near = [
         index
-        for index, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False))
+        for index, (top, bottom) in enumerate(pairwise(rows))
         if 200 < abs(top.at + bottom.at) / 2 < rows[-1].at * 0.62
     ]
     return int(rng.choice(near)) if wet and near else None

@@ -57,7 +57,7 @@ def draw_slabs(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         for _ in range(int(rng.integers(3, 9))):
             place = (rng.uniform(*lots.us), v + half_wide + rng.uniform(8, 70))
             if place[1] < lots.vs[1]:
-                sheet.plant(*place, rng.uniform(*city.tree_radius_px), city.pick_species(rng))
+                sheet.plant_any(*place, rng)
         v += 2 * half_wide + rng.uniform(72, 110)
 
 
@@ -102,7 +102,7 @@ def _draw_court(sheet: Sheet, court: Block, rng: np.random.Generator) -> None:
             )
             if rng.random() < 0.6:
                 place = (rng.uniform(*us), rng.uniform(start, stop))
-                sheet.plant(*place, rng.uniform(*city.tree_radius_px), city.pick_species(rng))
+                sheet.plant_any(*place, rng)
             if rng.random() < 0.4 and us[1] - us[0] > 40:
                 half_along, half_across = rng.uniform(8, 18), rng.uniform(6, 12)
                 part = Part(0, 0, half_along, half_across, rng.uniform(9, 14), "flat")

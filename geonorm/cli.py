@@ -1,0 +1,225 @@
+"""The command line: parses, hands over, prints errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from geonorm import __version__
+from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError
+
+TRAINING = {
+    "fit": "train a network (LightningCLI: --config, --model.x, --data.x, --trainer.x)",
+    "validate": "score a checkpoint on the validation tiles",
+    "test": "score a checkpoint on the test tiles",
+}
+
+# Heavy libraries are imported inside the commands, so that `geonorm --help` answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 2 for a mistake of the user's, or 130 if interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with warnings.catch_warnings():
+            _print_our_warnings_plainly()
+            if arguments and arguments[0] in TRAINING:
+                _train(arguments)
+            else:
+                options = _parser().parse_args(arguments)
+                options.run(options)
+    except GeonormError as error:
+        print(f"geonorm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("geonorm: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="geonorm", description="Segmentation of aerial imagery with a free choice of normalization."
+    )
+    parser.add_argument("--version", action="version", version=f"geonorm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    for name, text, add, run in (
+        ("predict", "label a raster of any size", _add_predict, _predict),
+        ("shift", "measure whether labels depend on where the tiles lie", _add_shift, _shift),
+        ("info", "say what a checkpoint holds and what its tiles cost", _add_info, _info),
+        ("demo", "the whole story on drawn data, in minutes, on a CPU", _add_demo, _demo),
+    ):
+        command = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        add(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+# predict
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of geonorm fit")
+    parser.add_argument("source", help="raster to label")
+    parser.add_argument("target", help="map to write (Cloud-Optimized GeoTIFF)")
+    _add_tiling(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from geonorm.inference import predict_raster
+    from geonorm.tasks.checkpoint import load_model
+
+    result = predict_raster(
+        load_model(options.checkpoint, trust=options.trust),
+        options.source,
+        options.target,
+        core_px=options.core_px,
+        halo=_halo(options.halo),
+        grid_offset_px=tuple(options.grid_offset_px),
+        batch_size=options.batch_size,
+        device=_device(options.device),
+        nodata_rule=options.nodata_rule,
+        overwrite=options.overwrite,
+        progress=True,
+        on_plan=lambda text: print(text, file=sys.stderr),
+    )
+    shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
+    print(f"{result.target}: {result.valid_pixels} pixels labelled ({shares} by class)")
+
+
+def _add_tiling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--core_px", type=int, default=512, help="side of the square one network call writes")
+    parser.add_argument(
+        "--halo", default="auto", help="pixels read beyond the core: auto, exact, measured or a number"
+    )
+    parser.add_argument(
+        "--grid_offset_px", type=int, nargs=2, default=(0, 0), metavar=("ROWS", "COLS"), help="move the tile grid"
+    )
+    parser.add_argument("--batch_size", type=int, default=1, help="tiles per network call")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
+    parser.add_argument(
+        "--nodata_rule", choices=("all", "any"), default="all", help="no data where all or any of the bands have none"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="make networks of any module the checkpoint names; this runs its code"
+    )
+
+
+def _halo(text: str) -> Any:
+    if text.lstrip("-").isdigit():
+        return int(text)
+    if text not in ("auto", "exact", "measured"):
+        raise InvalidConfigError(f"--halo must be auto, exact, measured or a number of pixels, got {text!r}.")
+    return text
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidConfigError(f"--device {name} cannot be used here; try --device cpu.") from error
+    return name
+
+
+# shift
+
+
+def _add_shift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out_dir", type=Path, help="folder for the report")
+    parser.add_argument("--checkpoints", nargs="+", required=True, help="checkpoints to compare")
+    parser.add_argument("--sources", nargs="+", required=True, help="rasters to label")
+    parser.add_argument(
+        "--shifts_px",
+        type=int,
+        nargs="+",
+        default=(128, 3),
+        help="moves of the tile grid, down and to the right; multiples of the network's stride and others are kept apart",
+    )
+    _add_tiling(parser)
+
+
+def _shift(options: argparse.Namespace) -> None:
+    from geonorm.evaluation import shift_consistency
+    from geonorm.evaluation.shift import table
+
+    report = shift_consistency(
+        options.checkpoints,
+        options.sources,
+        options.out_dir,
+        shifts_px=tuple(options.shifts_px),
+        core_px=options.core_px,
+        halo=_halo(options.halo),
+        grid_offset_px=tuple(options.grid_offset_px),
+        batch_size=options.batch_size,
+        device=_device(options.device),
+        nodata_rule=options.nodata_rule,
+        trust=options.trust,
+        progress=True,
+    )
+    print(table(report))
+    print(f"Written: {options.out_dir}/shift.json and pictures")
+
+
+# info
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of geonorm fit")
+    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from geonorm.inference.info import describe_model
+    from geonorm.tasks.checkpoint import load_model
+
+    print(describe_model(load_model(options.checkpoint, trust=options.trust)))
+
+
+# demo
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out_dir", type=Path, help="folder for scenes, checkpoints, maps and report.html")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and the training")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from geonorm.demo import run_demo
+
+    run_demo(options.out_dir, seed=options.seed)
+
+
+# fit, validate, test
+
+
+def _train(arguments: list[str]) -> None:
+    from geonorm.tasks.training_cli import run_training
+
+    run_training(arguments)
+
+
+def _print_our_warnings_plainly() -> None:
+    """Print a `GeonormWarning` as one line; leave all others as they are."""
+    usual: Callable[..., None] = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, GeonormWarning):
+            print(f"geonorm: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *args, **kwargs)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", GeonormWarning)

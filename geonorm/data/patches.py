@@ -1,0 +1,94 @@
+"""Random windows of images on disk, each a pure function of the seed and its number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from geonorm.data.pairs import OpenPair, Pair, open_pair
+from geonorm.data.spec import IGNORE_LABEL
+from geonorm.raster.read import Grid
+from geonorm.raster.window import Window
+
+Sample = dict[str, Tensor]
+
+
+class RandomPatches(Dataset[Sample]):
+    """Square windows at random places of random images, read from disk one by one.
+
+    An image is drawn with a chance in proportion to its pixels. One smaller than a patch is extended by reflection.
+    A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (bool ``(h, w)``), ``mask`` (labels ``(h, w)``,
+    uint8, `IGNORE_LABEL` where there is no data) and ``turn`` (0 to 7, see `turned`).
+
+    Args:
+        pairs: Images and labels.
+        sizes: Their grids.
+        bands: Bands to read, counted from 1.
+        patch_px: Side of a patch.
+        seed: Sample ``number`` is drawn from ``(seed, number)`` alone.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], grids: Sequence[Grid], *, bands: Sequence[int], patch_px: int, seed: int
+    ) -> None:
+        self.pairs = list(pairs)
+        self.sizes = [(grid.height, grid.width) for grid in grids]
+        self.bands = list(bands)
+        self.patch_px = patch_px
+        self.seed = seed
+        areas = np.array([height * width for height, width in self.sizes], dtype=float)
+        self._chances = areas / areas.sum()
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return sample ``number``, counted over all epochs."""
+        draw = np.random.default_rng([self.seed, number])
+        which = int(draw.choice(len(self.pairs), p=self._chances))
+        height, width = self.sizes[which]
+        row, col = (int(draw.integers(0, max(1, size - self.patch_px + 1))) for size in (height, width))
+        turn = int(draw.integers(8))
+        window = Window(row, col, min(self.patch_px, height), min(self.patch_px, width))
+        with open_pair(self.pairs[which], bands=self.bands) as pair:
+            return {**read_sample(pair, window, self.patch_px), "turn": torch.tensor(turn)}
+
+
+def read_sample(pair: OpenPair, window: Window, side_px: int) -> Sample:
+    """Return image, validity and labels of a window, extended to ``side_px`` by reflection where it is smaller."""
+    pixels = pair.read(window)
+    labels = np.where(pixels.valid, pair.read_labels(window), IGNORE_LABEL).astype(np.uint8)
+    values = pixels.values
+    if values.dtype == np.uint16:
+        values = values.astype(np.int32)  # torch can do little with uint16
+    missing = [(0, side_px - window.height), (0, side_px - window.width)]
+    return {
+        "image": torch.from_numpy(np.pad(values, [(0, 0), *missing], mode="reflect")),
+        "valid": torch.from_numpy(np.pad(pixels.valid & pixels.value_valid.all(0), missing, mode="reflect")),
+        "mask": torch.from_numpy(np.pad(labels, missing, mode="reflect")),
+    }
+
+
+class EpochNumbers(Sampler[int]):
+    """Gives the samples of an epoch numbers of their own: ``epoch * length ... (epoch + 1) * length - 1``."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the numbers of another epoch; the Trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
+
+
+def turned(image: Tensor, turn: int) -> Tensor:
+    """Return ``image`` ``(..., h, w)`` turned by ``turn % 4`` right angles, and mirrored first if ``turn >= 4``."""
+    mirrored = image.flip(-1) if turn >= 4 else image
+    return torch.rot90(mirrored, turn % 4, dims=(-2, -1))

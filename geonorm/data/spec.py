@@ -1,0 +1,75 @@
+"""What is true of a data set: its bands, classes, colours and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from geonorm.errors import InvalidConfigError
+
+IGNORE_LABEL = 255
+"""Label of a pixel that no loss and no score counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """The facts that travel from the data to the model, and with the checkpoint to every map."""
+
+    bands: tuple[str, ...]
+    """Names of the bands, in the order the model takes them."""
+    class_names: tuple[str, ...]
+    """Names of the classes, in the order of the labels 0, 1, ..."""
+    class_colors: tuple[tuple[int, int, int], ...]
+    """Red, green and blue of each class on a map, 0 to 255."""
+    scored_classes: tuple[int, ...]
+    """The classes whose mean IoU is the score (INRIA: the buildings alone)."""
+    band_means: tuple[float, ...] | None = None
+    """Mean raw value of each band; None: to be measured."""
+    band_deviations: tuple[float, ...] | None = None
+    """Deviation of each band's raw values; None: to be measured."""
+    resolution_m: float | None = None
+    """Ground size of a pixel in metres; None: not known."""
+
+    def __post_init__(self) -> None:
+        num_classes = len(self.class_names)
+        if num_classes < 2 or num_classes > IGNORE_LABEL:
+            raise InvalidConfigError(f"A data set needs 2 to {IGNORE_LABEL} classes, got {num_classes}.")
+        if len(self.class_colors) != num_classes:
+            raise InvalidConfigError(f"{num_classes} classes need as many colors, got {len(self.class_colors)}.")
+        for name in ("band_means", "band_deviations"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.bands):
+                raise InvalidConfigError(f"{len(self.bands)} bands need as many {name}, got {len(values)}.")
+
+    def with_statistics(self, means: tuple[float, ...], deviations: tuple[float, ...]) -> DatasetSpec:
+        """Return the same facts with other band statistics."""
+        return replace(self, band_means=means, band_deviations=deviations)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the facts as lists, numbers and strings, for a checkpoint."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> DatasetSpec:
+        """Return the facts that `as_plain` wrote."""
+        return cls(**{name: _tuples(value) for name, value in plain.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+INRIA = DatasetSpec(
+    bands=("red", "green", "blue"),
+    class_names=("not building", "building"),
+    class_colors=((32, 32, 40), (255, 196, 0)),
+    scored_classes=(1,),
+)
+"""INRIA Aerial Image Labeling (Maggiori et al., IGARSS 2017), 0.3 m; statistics are measured."""

@@ -1,0 +1,171 @@
+"""What a checkpoint says of its model: plain data, loaded weights-only."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import geonorm.models
+import geonorm.norms
+from geonorm import __version__
+from geonorm.data.spec import DatasetSpec
+from geonorm.errors import CheckpointError, InvalidConfigError
+
+KEY = "geonorm"
+FORMAT = 1
+TRUSTED_PACKAGES = ("geonorm", "torch.nn", "segmentation_models_pytorch", "torchgeo", "timm")
+PUBLIC_MODULES = (geonorm.norms, geonorm.models)
+"""Where a class is looked for under its short path before the path it is defined at."""
+
+Description = dict[str, Any]
+"""``{"class_path": ..., "init_args": {...}}``, as in a YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A network with all there is to know of its input and output."""
+
+    network: nn.Module
+    """Raw band values in, logits out; in evaluation mode."""
+    spec: DatasetSpec
+    """Bands, classes, colours, resolution."""
+    network_path: Description
+    """How the network is made."""
+    norm_path: Description
+    """How its norms are made."""
+    name: str
+    """Name of the checkpoint file."""
+    version: str
+    """The geonorm that wrote it."""
+
+
+def describe(network: Description, norm: Description, spec: DatasetSpec) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the weights."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "network": network,
+        "norm": norm,
+        "spec": spec.as_plain(),
+    }
+
+
+def load_model(path: str | Path, *, trust: bool = False) -> TrainedModel:
+    """Return the model of a checkpoint.
+
+    Args:
+        path: A checkpoint that ``geonorm fit`` wrote.
+        trust: Make networks and norms of any module, not only of the packages geonorm knows.
+
+    Raises:
+        CheckpointError: No such file, not a checkpoint of geonorm, or a class that is not trusted.
+    """
+    content = _load_plain(Path(path))
+    facts = content.get(KEY)
+    if not isinstance(facts, dict) or "state_dict" not in content:
+        raise CheckpointError(
+            f"{path} is a checkpoint, but not one of geonorm (it has no entry {KEY!r}). Give a .ckpt of geonorm fit."
+        )
+    if facts["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} was written by geonorm {facts['version']}, which is newer than this {__version__}. Upgrade geonorm."
+        )
+    spec = DatasetSpec.from_plain(facts["spec"])
+    norm = factory_of(facts["norm"], trust=trust)
+    network = factory_of(facts["network"], trust=trust)(len(spec.bands), len(spec.class_names), norm=norm)
+    prefix = "network."
+    weights = {
+        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"The weights in {path} do not fit the network it names: {reason}") from error
+    return TrainedModel(
+        network=network.eval(),
+        spec=spec,
+        network_path=facts["network"],
+        norm_path=facts["norm"],
+        name=Path(path).name,
+        version=facts["version"],
+    )
+
+
+def _load_plain(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"Checkpoint {path} {problem}. Give a .ckpt of geonorm fit (runs/.../checkpoints).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded as a checkpoint of plain data; give a .ckpt of geonorm fit."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint of geonorm fit.")
+    return content
+
+
+def describe_factory(factory: Callable[..., Any], *, role: str) -> Description:
+    """Return class path and arguments of a class, or of a ``functools.partial`` of one.
+
+    Raises:
+        InvalidConfigError: Another callable, or arguments that are not plain data.
+    """
+    arguments: dict[str, Any] = {}
+    target: Any = factory
+    while isinstance(target, functools.partial):
+        arguments = {**target.keywords, **arguments}
+        # jsonargparse hands over partial(instantiate, class, **arguments).
+        classes = [arg for arg in target.args if isinstance(arg, type)]
+        target = classes[0] if classes else target.func
+    if not isinstance(target, type):
+        raise InvalidConfigError(
+            f"{role} must be a class or a functools.partial of one, so that checkpoints can name it, got {factory!r}."
+        )
+    _check_plain(arguments, role)
+    return {"class_path": _path_of(target), "init_args": arguments}
+
+
+def factory_of(description: Description, *, trust: bool = False) -> Callable[..., nn.Module]:
+    """Return what `describe_factory` described; only an ``nn.Module`` of a trusted package, unless ``trust``."""
+    class_path = description["class_path"]
+    module_name, _, class_name = class_path.rpartition(".")
+    if not trust and not any(f"{module_name}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES):
+        raise CheckpointError(
+            f"The checkpoint names {class_path}, which is not part of {', '.join(TRUSTED_PACKAGES)}. "
+            "If you know where the checkpoint comes from, pass --trust."
+        )
+    try:
+        target = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint names {class_path}, which this installation does not have.") from error
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        raise CheckpointError(f"The checkpoint names {class_path}, which is not a torch.nn.Module.")
+    return functools.partial(target, **description["init_args"])
+
+
+def _path_of(target: type) -> str:
+    for module in PUBLIC_MODULES:
+        if getattr(module, target.__name__, None) is target:
+            return f"{module.__name__}.{target.__name__}"
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _check_plain(value: Any, role: str) -> None:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_plain(item, role)
+    elif not isinstance(value, int | float | str | None):
+        raise InvalidConfigError(
+            f"Arguments of {role} must be plain numbers and strings, so that checkpoints can hold them, got {value!r}."
+        )

@@ -1,0 +1,92 @@
+"""fit, validate and test: LightningCLI with geonorm's task, and the data module's facts handed to it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from geonorm.data.spec import DatasetSpec
+from geonorm.errors import InvalidConfigError
+from geonorm.tasks import SegmentationTask
+
+DEFAULT_ROOT = "runs"
+
+
+def run_training(arguments: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``test`` with the arguments that follow.
+
+    Raises:
+        InvalidConfigError: An unknown key, class or value, on the command line or in a YAML.
+    """
+    # Lightning 2.6 uses a function that torch 2.14 deprecates, at every step; nothing a user can do.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    try:
+        TrainingCLI(
+            SegmentationTask,
+            LightningDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            # LightningCLI warns of arguments that the command line has too.
+            args=None if arguments == sys.argv[1:] else arguments,
+            parser_kwargs={command: {"exit_on_error": False} for command in TrainingCLI.subcommands()}
+            | {"exit_on_error": False, "prog": "geonorm"},
+        )
+    except ArgumentError as error:
+        raise InvalidConfigError(shorten(str(error))) from error
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose model takes bands, classes and scale from the data module."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the Trainer's methods that are commands; ``geonorm predict`` is our own."""
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Hand the data's facts to the model, so that nobody types the class count twice."""
+        parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make a Trainer that logs to CSV and TensorBoard and keeps the best and the last checkpoint."""
+        settings = self._get(self.config_init, "trainer")
+        root = settings.default_root_dir or DEFAULT_ROOT
+        csv = CSVLogger(root)
+        loggers: list[Logger] = [csv, TensorBoardLogger(root, version=csv.version)]
+        callbacks: list[Callback] = [
+            ModelCheckpoint(
+                filename="best", monitor="val/iou", mode="max", save_last=True, enable_version_counter=False
+            ),
+            LearningRateMonitor(),
+        ]
+        if settings.logger is None:
+            kwargs["logger"] = loggers
+        elif settings.logger is False:
+            callbacks.pop()
+        if settings.enable_checkpointing is False:
+            callbacks.pop(0)
+        self.trainer_defaults = {"callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+
+def shorten(message: str, most: int = 400) -> str:
+    """Return the first part of a parser's message, as one line."""
+    line = " ".join(message.split())
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def _spec_of(data: LightningDataModule) -> DatasetSpec:
+    spec = getattr(data, "spec", None)
+    if not isinstance(spec, DatasetSpec):
+        raise InvalidConfigError(
+            f"{type(data).__name__} does not say its bands and classes (attribute spec, a "
+            "geonorm.data.DatasetSpec). Use geonorm.data.InriaDataModule."
+        )
+    return spec

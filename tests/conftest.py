@@ -1,0 +1,22 @@
+"""Fixtures that several parts share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Two processes on two shared cores: how long an example takes says nothing.
+settings.register_profile("geonorm", deadline=None)
+settings.load_profile("geonorm")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images (see CONTRIBUTING.md); tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("GEONORM_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images in {folder}; set GEONORM_REAL_DATA to their folder")
+    return folder

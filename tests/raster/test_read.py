@@ -1,0 +1,611 @@
+"""Reading windows: against plain rasterio and numpy, on drawn rasters and on awkward real ones."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+
+from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.read import CACHE_BYTES, Grid, Pixels, check_readable, open_raster
+from geonorm.raster.window import Window
+
+HEIGHT, WIDTH = 60, 90
+WHOLE = Window(0, 0, HEIGHT, WIDTH)
+UTM = CRS.from_epsg(32633)
+PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
+
+DAMAGED = [
+    "corrupt-from-rasterio.tif",
+    "damaged-empty.tif",
+    "damaged-header-only.tif",
+    "damaged-truncated-60pct.tif",
+    "damaged-truncated-strips.tif",
+]
+VALID = [
+    "drone-rgba-holes-0.35m.tif",
+    "esri-crs-2x2.tif",
+    "float32-nan-3x2-no-crs.tif",
+    "float32-nodata-europa-crs.tif",
+    "float64-global-nodata.tif",
+    "gcps-only.tif",
+    "int16-2band-scale-offset.tif",
+    "jpeg-named-png.png",
+    "palette-non-square-pixels.tif",
+    "palette-unknown-datum.tif",
+    "rgb-51x51-smaller-than-a-patch.tif",
+    "rgb-external-mask.tif",
+    "rgb-internal-mask.tif",
+    "rgb-jpeg-rd-new-0.25m.tif",
+    "rgb-mars-crs.tif",
+    "rgb-no-crs-512.tif",
+    "rgb-nodata0.tif",
+    "rgb-plain-utm-0.15m.tif",
+    "rgb-webp-compression.tif",
+    "rgba-alpha-band.tif",
+    "rotated-10x15-no-crs.tif",
+    "rotated-float32-albers.tif",
+    "south-up-float32.tif",
+    "uint16-4band-all-nodata.tif",
+    "uint16-bgr-order-alpha.tif",
+    "uint16-rgb-undefined-interp.tif",
+    "uint8-20x20-smaller-than-a-patch.tif",
+]
+
+
+def draw(
+    path: Path,
+    values: NDArray[Any],
+    *,
+    alpha_band: int | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    tags: dict[str, str] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a raster with rasterio alone; the file's own mask follows ``GDAL_TIFF_INTERNAL_MASK``."""
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs=UTM, transform=PLACE, photometric="minisblack", **shape, **options
+    ) as dataset:
+        if alpha_band is not None:
+            tagged = {alpha_band: ColorInterp.alpha}
+            dataset.colorinterp = [tagged.get(band, ColorInterp.undefined) for band in range(1, count + 1)]
+        dataset.update_tags(**(tags or {}))
+        dataset.write(values)
+        if mask is not None:
+            dataset.write_mask(mask)
+    return path
+
+
+def noise(*shape: int, low: int = 1, high: int = 256, dtype: str = "uint8") -> NDArray[Any]:
+    """Return random values, none of which is 0 unless ``low`` says so."""
+    return np.random.default_rng(0).integers(low, high, shape).astype(dtype)
+
+
+def blob() -> NDArray[np.bool_]:
+    """Return a mask (H, W) with a hole that touches no border."""
+    valid = np.ones((HEIGHT, WIDTH), dtype=bool)
+    valid[10:25, 40:80] = False
+    return valid
+
+
+def read(path: Path, window: Window = WHOLE, **options: Any) -> Pixels:
+    """Open, read and close."""
+    with open_raster(path, **options) as reader:
+        return reader.read(window)
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    """Three bands without a zero."""
+    return noise(3, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, image: NDArray[np.uint8]) -> Path:
+    """A raster in which every value counts."""
+    return draw(tmp_path_factory.mktemp("plain") / "plain.tif", image)
+
+
+# Values
+
+
+@given(data=st.data())
+def test_a_window_holds_what_the_file_holds_there(
+    plain: Path, image: NDArray[np.uint8], data: st.DataObject
+) -> None:
+    row, col = data.draw(st.integers(0, HEIGHT - 1)), data.draw(st.integers(0, WIDTH - 1))
+    height, width = data.draw(st.integers(1, HEIGHT - row)), data.draw(st.integers(1, WIDTH - col))
+
+    pixels = read(plain, Window(row, col, height, width))
+
+    np.testing.assert_array_equal(pixels.values, image[:, row : row + height, col : col + width])
+    assert pixels.valid.all()
+
+
+def test_bands_come_in_the_order_in_which_they_are_asked_for(plain: Path, image: NDArray[np.uint8]) -> None:
+    pixels = read(plain, bands=[3, 1])
+
+    np.testing.assert_array_equal(pixels.values, image[[2, 0]])
+    assert pixels.value_valid.shape == (2, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"])
+def test_values_keep_the_type_of_the_file(tmp_path: Path, dtype: str) -> None:
+    values = noise(2, HEIGHT, WIDTH, high=100, dtype=dtype)
+
+    with open_raster(draw(tmp_path / "typed.tif", values)) as reader:
+        assert reader.dtype == dtype
+        assert reader.read(WHOLE).values.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(-1, 0, 5, 5),
+        Window(0, -1, 5, 5),
+        Window(HEIGHT - 4, 0, 5, 5),
+        Window(0, WIDTH - 4, 5, 5),
+        Window(0, 0, WIDTH, HEIGHT),
+        Window(3, 3, 0, 5),
+        Window(3, 3, 5, 0),
+    ],
+)
+def test_a_window_beyond_the_raster_or_without_pixels_is_our_bug(plain: Path, window: Window) -> None:
+    with open_raster(plain) as reader, pytest.raises(ValueError, match="inside the 60 x 90 raster"):
+        reader.read(window)
+
+
+def test_a_reader_says_what_it_reads(plain: Path) -> None:
+    with open_raster(plain, bands=(2,)) as reader:
+        assert (reader.path, reader.bands, reader.count) == (str(plain), (2,), 3)
+        assert reader.grid == Grid(HEIGHT, WIDTH, UTM, PLACE)
+        assert reader.block_shape[1] == WIDTH
+        assert reader.resolution == pytest.approx(0.3)
+
+
+# Validity
+
+
+def test_where_everything_counts_no_mask_is_made(plain: Path) -> None:
+    pixels = read(plain)
+
+    assert pixels.value_valid.strides == (0, 0, 0)
+    assert pixels.valid.strides == (0, 0)
+
+
+@pytest.mark.parametrize(("rule", "combine"), [("all", np.any), ("any", np.all)])
+@pytest.mark.parametrize("bands", [(1, 2, 3), (2,), (3, 1)])
+def test_a_nodata_value_counts_in_no_band(
+    tmp_path: Path, rule: Literal["all", "any"], combine: Any, bands: Sequence[int]
+) -> None:
+    values = noise(3, HEIGHT, WIDTH, low=0, high=3)
+    path = draw(tmp_path / "nodata.tif", values, nodata=2)
+
+    pixels = read(path, bands=bands, nodata_rule=rule)
+
+    expected = values[[band - 1 for band in bands]] != 2
+    np.testing.assert_array_equal(pixels.value_valid, expected)
+    np.testing.assert_array_equal(pixels.valid, combine(expected, axis=0))
+
+
+@pytest.mark.parametrize("nodata", [None, math.nan, -9999.0])
+def test_nan_and_infinity_never_count(tmp_path: Path, nodata: float | None) -> None:
+    values = noise(2, HEIGHT, WIDTH, dtype="float32")
+    values[0, 3, 5], values[0, 3, 6], values[1, 3, 6] = math.nan, math.inf, -math.inf
+    values[1, 7, 8] = -9999
+
+    pixels = read(draw(tmp_path / "float.tif", values, nodata=nodata))
+
+    expected = np.isfinite(values) & ((values != -9999) | (nodata != -9999))
+    np.testing.assert_array_equal(pixels.value_valid, expected)
+    np.testing.assert_array_equal(pixels.valid, expected.any(axis=0))
+
+
+@pytest.mark.parametrize("internal", [True, False])
+@pytest.mark.parametrize("rule", ["all", "any"])
+def test_a_mask_of_the_file_makes_all_values_of_a_pixel_invalid(
+    tmp_path: Path, image: NDArray[np.uint8], internal: bool, rule: Literal["all", "any"]
+) -> None:
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal):
+        path = draw(tmp_path / "masked.tif", image, mask=blob())
+
+    pixels = read(path, nodata_rule=rule)
+
+    assert (tmp_path / "masked.tif.msk").exists() is not internal
+    np.testing.assert_array_equal(pixels.valid, blob())
+    np.testing.assert_array_equal(pixels.value_valid, np.stack([blob()] * 3))
+
+
+def test_a_mask_and_nan_add_up(tmp_path: Path) -> None:
+    values = noise(2, HEIGHT, WIDTH, dtype="float32")
+    values[:, 50, 1], values[0, 50, 2] = math.nan, math.nan
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = draw(tmp_path / "masked.tif", values, mask=blob())
+
+    pixels = read(path)
+
+    np.testing.assert_array_equal(pixels.value_valid, blob() & np.isfinite(values))
+    np.testing.assert_array_equal(pixels.valid, blob() & np.isfinite(values).any(axis=0))
+
+
+def test_a_nodata_tuple_makes_the_whole_pixel_invalid_and_only_where_all_bands_match(tmp_path: Path) -> None:
+    values = noise(3, HEIGHT, WIDTH, low=0, high=2)
+
+    pixels = read(draw(tmp_path / "tuple.tif", values, tags={"NODATA_VALUES": "0 1 0"}))
+
+    matches = (values[0] == 0) & (values[1] == 1) & (values[2] == 0)
+    np.testing.assert_array_equal(pixels.valid, ~matches)
+    np.testing.assert_array_equal(pixels.value_valid, np.stack([~matches] * 3))
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_an_alpha_band_that_is_not_read_is_a_mask(tmp_path: Path, dtype: str, nodata: int | None) -> None:
+    values = noise(4, HEIGHT, WIDTH, high=9, dtype=dtype)
+    values[3] = np.where(blob(), values[3], 0)
+    path = draw(tmp_path / "alpha.tif", values, alpha_band=4, nodata=nodata)
+
+    pixels = read(path, bands=(1, 2, 3))
+
+    expected = blob() & ((values[:3] != 7) | (nodata != 7))
+    np.testing.assert_array_equal(pixels.value_valid, expected)
+    np.testing.assert_array_equal(pixels.valid, expected.any(axis=0))
+
+
+@pytest.mark.parametrize("bands", [None, (4,), (4, 1)])
+@pytest.mark.parametrize("rule", ["all", "any"])
+def test_a_band_that_is_read_is_data_even_if_it_is_tagged_as_alpha(
+    tmp_path: Path, bands: Sequence[int] | None, rule: Literal["all", "any"]
+) -> None:
+    values = noise(4, HEIGHT, WIDTH)
+    values[3] = np.where(blob(), values[3], 0)
+
+    pixels = read(draw(tmp_path / "naip.tif", values, alpha_band=4), bands=bands, nodata_rule=rule)
+
+    assert pixels.valid.all()
+    assert pixels.value_valid.all()
+    np.testing.assert_array_equal(pixels.values[0 if bands else 3], values[3])
+
+
+def test_a_nodata_rule_that_does_not_exist_is_refused(plain: Path) -> None:
+    with pytest.raises(InvalidConfigError, match="'all' or 'any', got 'none'"):
+        open_raster(plain, nodata_rule="none")  # type: ignore[arg-type]
+
+
+# Grids
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "expected"),
+    [
+        ("EPSG:32633", Affine(0.3, 0, 4e5, 0, -0.3, 5e6), 0.3),
+        ("EPSG:32633", Affine(0.3, 0, 4e5, 0, 0.3, 5e6), 0.3),
+        ("EPSG:32633", Affine(0.0, 0.3, 4e5, 0.3, 0.0, 5e6), 0.3),
+        ("EPSG:32633", Affine(2.0, 0, 4e5, 0, -8.0, 5e6), 4.0),
+        ("EPSG:25832+7837", Affine(0.2, 0, 4e5, 0, -0.2, 5e6), 0.2),
+        ("EPSG:2263", Affine(0.5, 0, 9e5, 0, -0.5, 2e5), 0.5 * 1200 / 3937),  # US survey feet
+        ("EPSG:3857", Affine(1.0, 0, 0, 0, -1.0, 30), 1.0),
+        ("EPSG:3857", Affine(1.0, 0, 0, 0, -1.0, 8399737.9), math.cos(math.radians(60))),
+        ("ESRI:102100", Affine(1.0, 0, 0, 0, -1.0, 8399737.9), math.cos(math.radians(60))),
+        ("EPSG:3395", Affine(1.0, 0, 0, 0, -1.0, 8362698.6), 0.5013),  # cos(60) / sqrt(1 - (e sin(60))^2)
+        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 0.0), 1.11319),
+        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 60.0), 1.11319 * math.sqrt(0.5)),
+        ("EPSG:4326", Affine(1e-5, 0, 10, 0, 1e-5, 60.0), 1.11319 * math.sqrt(0.5)),
+        ("IAU_2015:49910", Affine(5.0, 0, 0, 0, -5.0, 0), None),  # Mars
+        ("EPSG:32633", Affine.identity(), None),
+        ("EPSG:4978", Affine(5.0, 0, 0, 0, -5.0, 0), None),
+        (None, Affine(5.0, 0, 0, 0, -5.0, 0), None),
+    ],
+)
+def test_the_resolution_is_the_size_of_a_pixel_on_the_ground(
+    crs: str | None, transform: Affine, expected: float | None
+) -> None:
+    grid = Grid(HEIGHT, WIDTH, CRS.from_user_input(crs) if crs else None, transform)
+
+    assert grid.resolution_m == (None if expected is None else pytest.approx(expected, rel=4e-3))
+
+
+placed = st.builds(
+    # An origin on a corner or on the centre of a pixel, in a grid turned by quarters, either way up.
+    lambda side, col, row, half, turn, flip: (
+        Affine.rotation(turn) @ Affine.scale(side, flip * side) @ Affine.translation(col + half, row + half)
+    ),
+    side=st.sampled_from([0.0746, 0.15, 0.3, 1.0, 1 / 3, 10.0, 1e-5]),
+    col=st.integers(-(10**7), 10**7),
+    row=st.integers(-(10**7), 10**7),
+    half=st.sampled_from([0.0, 0.5]),
+    turn=st.sampled_from([0.0, 90.0, 180.0, 30.0, -76.3]),
+    flip=st.sampled_from([1, -1]),
+)
+
+
+@given(transform=placed, row=st.integers(0, 10**5), col=st.integers(0, 10**5))
+def test_crops_agree_on_the_index_of_a_pixel(transform: Affine, row: int, col: int) -> None:
+    whole = Grid(HEIGHT, WIDTH, UTM, transform)
+    crop = Grid(HEIGHT, WIDTH, UTM, transform @ Affine.translation(col, row))
+
+    rows, cols = whole.first_index
+    assert crop.first_index == (rows + row, cols + col)
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (Affine(0.3, 0, 3.0, 0, -0.3, 6.0), (-20, 10)),
+        (Affine(0.3, 0, 3.0, 0, 0.3, 6.0), (20, 10)),
+        (Affine(0.3, 0, -3.0, 0, -0.3, -6.0), (20, -10)),
+        (Affine(0.3, 0, 3.15, 0, -0.3, 6.0), (-20, 11)),  # half a pixel counts as a whole one
+        (Affine(0.3, 0, 3.09, 0, -0.3, 6.0), (-20, 10)),
+        (Affine(0.0, 0.3, 3.0, 0.3, 0.0, 6.0), (10, 20)),  # rows run along x
+        (Affine.identity(), (0, 0)),
+    ],
+)
+def test_the_first_index_counts_pixels_from_the_origin_of_the_crs(
+    transform: Affine, expected: tuple[int, int]
+) -> None:
+    assert Grid(HEIGHT, WIDTH, UTM, transform).first_index == expected
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32633", "EPSG:3857", "EPSG:4326"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (0, 0, 1, 0, 0, 1),
+        (1, 1, 0, 1, 1, 0),
+        (1e300, 0, 1e308, 0, 1e300, 1e308),
+        (1e-160, 0, 1e200, 0, 1e-160, 1e200),
+        (1e-300, 0, 5, 0, 1e-300, 5),
+        (math.nan, 0, 0, 0, 1, 0),
+        (1, 0, math.inf, 0, 1, 0),
+    ],
+)
+def test_an_absurd_transform_stops_nothing(crs: str | None, numbers: tuple[float, ...]) -> None:
+    grid = Grid(HEIGHT, WIDTH, CRS.from_user_input(crs) if crs else None, Affine(*numbers))
+
+    assert grid.first_index == (0, 0)
+    assert grid.resolution_m is None or math.isfinite(grid.resolution_m)
+
+
+def test_a_raster_without_a_transform_opens_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "map.ppm").write_bytes(b"P6 90 60 255\n" + noise(HEIGHT, WIDTH, 3).tobytes())
+
+    with open_raster(tmp_path / "map.ppm") as reader:
+        assert reader.grid == Grid(HEIGHT, WIDTH, None, Affine.identity())
+        assert not reader.grid.has_transform
+        assert reader.read(WHOLE).valid.all()
+
+
+# Errors
+
+
+def assert_one_clear_line(error: BaseException, path: Path) -> None:
+    """Check that a message names the file and says what to try, in one line."""
+    assert str(path) in str(error)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 400 + 2 * len(str(path))
+
+
+@pytest.mark.parametrize("bands", [(4,), (1, 2, 3, 4), (0,), (-1, 1), ()])
+def test_bands_that_the_file_lacks_are_refused(plain: Path, bands: Sequence[int]) -> None:
+    with pytest.raises(RasterError, match=re.escape(f"has 3 band(s), but bands {list(bands)}")) as caught:
+        open_raster(plain, bands=bands)
+
+    assert_one_clear_line(caught.value, plain)
+
+
+def test_bands_of_different_types_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
+    draw(tmp_path / "a.tif", noise(1, HEIGHT, WIDTH))
+    draw(tmp_path / "b.tif", noise(1, HEIGHT, WIDTH, dtype="uint16"))
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{band}"><SimpleSource><SourceFilename relativeToVRT="1">'
+        f"{name}</SourceFilename></SimpleSource></VRTRasterBand>"
+        for band, (kind, name) in enumerate([("Byte", "a.tif"), ("UInt16", "b.tif")], 1)
+    )
+    path = tmp_path / "mixed.vrt"
+    path.write_text(
+        f'<VRTDataset rasterXSize="90" rasterYSize="60"><GeoTransform>1, 2, 0, 3, 0, -2</GeoTransform>{bands}'
+        "</VRTDataset>"
+    )
+
+    with pytest.raises(RasterError, match=r"different types \(uint16, uint8\)") as caught:
+        open_raster(path)
+
+    assert_one_clear_line(caught.value, path)
+    assert read(path, bands=[2]).values.dtype == np.uint16
+
+
+def test_what_is_no_raster_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.tif").touch()
+    (tmp_path / "text.tif").write_text("A raster?\n" * 99)
+    (tmp_path / "header.tif").write_bytes(b"II*\x00\x08\x00\x00\x00")
+    draw(tmp_path / "radar.tif", np.ones((1, HEIGHT, WIDTH), dtype="complex64"))
+    reasons = {
+        "missing.tif": "there is no file",
+        ".": "is a folder",
+        "empty.tif": "0 bytes",
+        "text.tif": "does not open as a raster: .*not recognized",
+        "header.tif": "does not open as a raster",
+        "radar.tif": "complex numbers",
+    }
+
+    for name, reason in reasons.items():
+        with pytest.raises(RasterError, match=reason) as caught:
+            check_readable(tmp_path / name)
+        assert_one_clear_line(caught.value, tmp_path / name)
+        with pytest.raises(RasterError, match=reason):
+            open_raster(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"tiled": True, "blockxsize": 16, "blockysize": 16},
+        {"compress": "deflate"},
+        {"interleave": "band"},
+        {"tiled": True, "blockxsize": 32, "blockysize": 16, "interleave": "band", "compress": "lzw"},
+    ],
+)
+def test_a_file_that_was_cut_off_by_a_byte_is_refused(
+    tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any]
+) -> None:
+    path = draw(tmp_path / "cut.tif", image, **layout)
+    check_readable(path)
+    os.truncate(path, path.stat().st_size - 1)
+
+    with pytest.raises(RasterError, match="is cut off: the block in row") as caught:
+        check_readable(path)
+
+    assert_one_clear_line(caught.value, path)
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_a_huge_file_that_holds_no_block_is_whole_and_quickly_checked(
+    tmp_path: Path, interleave: str
+) -> None:
+    path = tmp_path / "sparse.tif"
+    shape = {"count": 3, "height": 180_000, "width": 360_000, "dtype": "uint8", "interleave": interleave}
+    tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512}
+    with rasterio.open(path, "w", driver="GTiff", sparse_ok=True, transform=PLACE, **shape, **tiles):
+        pass
+
+    with open_raster(path) as reader:
+        assert not reader.read(Window(179_990, 359_990, 10, 10)).values.any()
+
+
+def test_a_damaged_block_is_reported_with_file_and_window(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    path = draw(tmp_path / "damaged.tif", image, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
+    with rasterio.open(path) as dataset:
+        offset = int(dataset.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    damaged = bytearray(path.read_bytes())
+    damaged[offset : offset + 40] = bytes(40)
+    path.write_bytes(damaged)
+
+    with open_raster(path) as reader:
+        np.testing.assert_array_equal(reader.read(Window(0, 0, 16, WIDTH)).values, image[:, :16])
+        with pytest.raises(RasterError, match="rows 16 to 31, columns 30 to 39") as caught:
+            reader.read(Window(16, 30, 16, 10))
+
+    assert_one_clear_line(caught.value, path)
+
+
+@pytest.mark.slow
+def test_reading_a_raster_strip_by_strip_needs_little_memory(tmp_path: Path) -> None:
+    side = 16_384  # 256 MiB
+    path = draw(
+        tmp_path / "large.tif", np.zeros((1, side, side), dtype=np.uint8), compress="deflate", tiled=True
+    )
+    script = (
+        "import resource, sys\n"
+        "from geonorm.raster.read import open_raster\n"
+        "from geonorm.raster.window import Window\n"
+        "with open_raster(sys.argv[1]) as reader:\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"    for row in range(0, {side}, 256):\n"
+        f"        reader.read(Window(row, 0, 256, {side}))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+
+    grown = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    assert grown < CACHE_BYTES + 32 * 2**20
+
+
+# Real rasters
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", VALID)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # what plain rasterio says
+def test_an_awkward_raster_reads_as_plain_rasterio_reads_it(real_data: Path, name: str) -> None:
+    path = real_data / "odd-geotiff" / name
+    with rasterio.open(path) as dataset:
+        values, masks = dataset.read(), dataset.read_masks()
+        expected = np.isfinite(values) & ((masks != 0) | (ColorInterp.alpha in dataset.colorinterp))
+        grid = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+
+    with open_raster(path) as reader:
+        pixels = reader.read(Window(0, 0, grid.height, grid.width))
+
+    assert reader.grid == grid
+    np.testing.assert_array_equal(pixels.values, values)
+    np.testing.assert_array_equal(pixels.value_valid, expected)
+    np.testing.assert_array_equal(pixels.valid, expected.any(axis=0))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_raster_is_refused_before_work(real_data: Path, name: str) -> None:
+    path = real_data / "odd-geotiff" / name
+
+    with pytest.raises(RasterError) as caught:
+        open_raster(path)
+
+    assert_one_clear_line(caught.value, path)
+
+
+@pytest.mark.real
+def test_every_awkward_raster_is_tried(real_data: Path) -> None:
+    names = {path.name for path in (real_data / "odd-geotiff").iterdir()}
+
+    assert names - {"README.md", "rgb-external-mask.tif.msk"} == {*VALID, *DAMAGED}
+
+
+@pytest.mark.real
+def test_one_scene_has_the_same_holes_with_its_mask_inside_and_beside_it(real_data: Path) -> None:
+    folder, whole = real_data / "odd-geotiff", Window(0, 0, 232, 383)
+
+    inside, beside = (read(folder / f"rgb-{kind}-mask.tif", whole) for kind in ("internal", "external"))
+
+    np.testing.assert_array_equal(inside.valid, beside.valid)
+    assert not inside.valid.all()
+
+
+@pytest.mark.real
+def test_holes_that_only_an_alpha_band_marks_are_found(real_data: Path) -> None:
+    path, whole = real_data / "odd-geotiff" / "drone-rgba-holes-0.35m.tif", Window(0, 0, 758, 686)
+    with rasterio.open(path) as dataset:
+        opaque = dataset.read(4) != 0
+
+    np.testing.assert_array_equal(read(path, whole, bands=(1, 2, 3)).valid, opaque)
+    assert 0.1 < opaque.mean() < 0.9
+    assert read(path, whole).valid.all()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "resolution_m"),
+    [
+        ("large-geotiff/zanzibar-z21.tif", 0.0742),
+        ("large-geotiff/landcover-palette-7168x8704.tif", 0.917),
+        ("large-geotiff/rotated-sar-2000x2000.tiff", 0.594),
+        ("large-geotiff/world-mask-36000x18000.tif", 1113.2),
+        ("odd-geotiff/rgb-plain-utm-0.15m.tif", 0.1499),
+        ("odd-geotiff/rgb-jpeg-rd-new-0.25m.tif", 0.25),
+        ("odd-geotiff/palette-unknown-datum.tif", 2.425),
+        ("odd-geotiff/rgb-mars-crs.tif", None),
+        ("odd-geotiff/float32-nodata-europa-crs.tif", None),
+        ("odd-geotiff/gcps-only.tif", None),
+    ],
+)
+def test_the_resolution_of_real_rasters(real_data: Path, name: str, resolution_m: float | None) -> None:
+    with open_raster(real_data / name) as reader:
+        found = reader.resolution
+
+    assert found == (None if resolution_m is None else pytest.approx(resolution_m, rel=2e-3))
