@@ -98,19 +98,27 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _add_tiling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--core_px", type=int, default=512, help="side of the square one network call writes")
+    parser.add_argument("--halo", default="auto", help="pixels read beyond the core: auto, exact, measured or a number")
     parser.add_argument(
-        "--halo", default="auto", help="pixels read beyond the core: auto, exact, measured or a number"
-    )
-    parser.add_argument(
-        "--grid_offset_px", type=int, nargs=2, default=(0, 0), metavar=("ROWS", "COLS"), help="move the tile grid"
+        "--grid_offset_px",
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        metavar=("ROWS", "COLS"),
+        help="move the tile grid",
     )
     parser.add_argument("--batch_size", type=int, default=1, help="tiles per network call")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
     parser.add_argument(
-        "--nodata_rule", choices=("all", "any"), default="all", help="no data where all or any of the bands have none"
+        "--nodata_rule",
+        choices=("all", "any"),
+        default="all",
+        help="no data where all or any of the bands have none",
     )
     parser.add_argument(
-        "--trust", action="store_true", help="make networks of any module the checkpoint names; this runs its code"
+        "--trust",
+        action="store_true",
+        help="make networks of any module the checkpoint names; this runs its code",
     )
 
 
@@ -146,7 +154,7 @@ def _add_shift(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         default=(128, 3),
-        help="moves of the tile grid, down and to the right; multiples of the network's stride and others are kept apart",
+        help="moves of the tile grid, down and right; multiples of the network's stride and others are kept apart",
     )
     _add_tiling(parser)
 

@@ -131,9 +131,7 @@ def write_inria_layout(
     if doubles:
         raise InvalidConfigError(f"each city can be drawn once, got {', '.join(sorted(set(doubles)))} twice.")
     tiles = [("train", _city(name), number) for name in cities for number in range(1, tiles_per_city + 1)]
-    tiles += [
-        ("test", _city(name), number) for name in test_cities for number in range(1, test_tiles_per_city + 1)
-    ]
+    tiles += [("test", _city(name), number) for name in test_cities for number in range(1, test_tiles_per_city + 1)]
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     folder = Path(root) / "AerialImageDataset"
     for split in ("train/images", "train/gt", "test/images"):
@@ -145,9 +143,7 @@ def write_inria_layout(
         west = city.easting_m + (number - 1) * width * RESOLUTION_M
         transform = Affine(RESOLUTION_M, 0.0, west, 0.0, -RESOLUTION_M, city.northing_m)
         # Noise does not compress, and training reads the images again and again.
-        write_image(
-            folder / split / "images" / name, scene.image, crs=crs, transform=transform, compress=None
-        )
+        write_image(folder / split / "images" / name, scene.image, crs=crs, transform=transform, compress=None)
         if split == "train":
             mask = scene.labels * np.uint8(255)
             write_image(folder / split / "gt" / name, mask, crs=crs, transform=transform)

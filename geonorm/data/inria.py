@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import InriaAerialImageLabeling
 
@@ -31,9 +31,9 @@ BANDS = (1, 2, 3)
 class InriaDataModule(NonGeoDataModule):
     """Random patches for training, whole tiles for validation, from folders of images and building masks.
 
-    A folder is ``AerialImageDataset`` or its parent (``train/images``, ``train/gt``, as distributed), or any folder with
-    ``images/NAME.tif`` and ``gt/NAME.tif``, of any size; masks hold 0/255 or 0/1. Training patches are random windows
-    read straight from the files, flipped and turned by right angles on the device.
+    A folder is ``AerialImageDataset`` or its parent (``train/images``, ``train/gt``, as distributed), or any folder
+    with ``images/NAME.tif`` and ``gt/NAME.tif``, of any size; masks hold 0/255 or 0/1. Training patches are random
+    windows read straight from the files, flipped and turned by right angles on the device.
 
     Source: Maggiori et al., IGARSS 2017; protocol of Ortiz et al., CVPR 2020, section 4.4.
 
@@ -61,7 +61,11 @@ class InriaDataModule(NonGeoDataModule):
         num_workers: int = 2,
         seed: int = 0,
     ) -> None:
-        for name, value in (("patch_px", patch_px), ("batch_size", batch_size), ("patches_per_epoch", patches_per_epoch)):
+        for name, value in (
+            ("patch_px", patch_px),
+            ("batch_size", batch_size),
+            ("patches_per_epoch", patches_per_epoch),
+        ):
             if value < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {value}.")
         super().__init__(InriaAerialImageLabeling, batch_size, num_workers)
@@ -108,19 +112,17 @@ class InriaDataModule(NonGeoDataModule):
         return spec.with_statistics(means, deviations)
 
     def setup(self, stage: str) -> None:
-        """Find the files of the splits that a stage needs."""
+        """Find the files of the splits, so that what is wrong with them is said before training."""
+        splits = self.pairs
         if stage == "fit":
-            self.train_dataset = RandomPatches(
-                self.pairs["train"], self.grids["train"], bands=BANDS, patch_px=self.patch_px, seed=self.seed
+            self._patches = RandomPatches(
+                splits["train"], self.grids["train"], bands=BANDS, patch_px=self.patch_px, seed=self.seed
             )
-        self.val_dataset = [
-            {"image": pair.image, "labels": pair.labels, "group": pair.group} for pair in self.pairs["val"]
-        ]
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return random patches, new ones in each epoch."""
         return DataLoader(
-            self.train_dataset,
+            self._patches,
             batch_size=self.batch_size,
             sampler=EpochNumbers(self.patches_per_epoch),
             num_workers=self.num_workers,
@@ -128,11 +130,11 @@ class InriaDataModule(NonGeoDataModule):
             drop_last=True,
         )
 
-    def val_dataloader(self) -> DataLoader[dict[str, str]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the files of whole tiles, one at a time; the task reads them by windows."""
-        return DataLoader(self.val_dataset, batch_size=1, collate_fn=_only)
+        return DataLoader(WholeTiles(self.pairs["val"]), batch_size=1, collate_fn=_only)
 
-    def test_dataloader(self) -> DataLoader[dict[str, str]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return the validation tiles: the labels of INRIA's own test cities are withheld."""
         return self.val_dataloader()
 
@@ -171,15 +173,31 @@ class InriaDataModule(NonGeoDataModule):
         return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
+class WholeTiles(Dataset[dict[str, str]]):
+    """Names the files of whole tiles."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        """Return the fields of a `Pair`."""
+        pair = self.pairs[index]
+        return {"image": pair.image, "labels": pair.labels, "group": pair.group}
+
+
 def find_pairs(root: Path) -> list[Pair]:
     """Return the images of a folder with their masks, by name."""
     folder = next(
-        (root / part for part in ("AerialImageDataset/train", "train", "") if (root / part / "images").is_dir()), None
+        (root / part for part in ("AerialImageDataset/train", "train", "") if (root / part / "images").is_dir()),
+        None,
     )
     if folder is None:
         problem = "does not exist" if not root.exists() else "has no folder images/ (with gt/ beside it)"
         raise DatasetError(
-            f"{root} {problem}. Give AerialImageDataset or its parent, or a folder with images/NAME.tif and gt/NAME.tif."
+            f"{root} {problem}. Give AerialImageDataset or its parent, or a folder with images/ and gt/ of equal names."
         )
     images = {path.stem: path for path in _rasters(folder / "images")}
     masks = {path.stem: path for path in _rasters(folder / "gt")}

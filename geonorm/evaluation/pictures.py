@@ -47,9 +47,7 @@ class FlipPicture:
         np.add.at(cells, ((rows + row) // self.cell_px, cols // self.cell_px), 1)
 
 
-def draw_flips(
-    picture: FlipPicture, target: Path, *, source: str | os.PathLike[str], title: str
-) -> None:
+def draw_flips(picture: FlipPicture, target: Path, *, source: str | os.PathLike[str], title: str) -> None:
     """Write a PNG: the image, its labels, and for each moved grid the pixels whose label flipped, in red."""
     image = read_overview(source, longest_side=LONGEST_SIDE)
     panels = 2 + len(picture.titles)

@@ -18,7 +18,7 @@ from geonorm.errors import InvalidConfigError
 from geonorm.evaluation.measures import Disagreement, disagreement, no_disagreement
 from geonorm.evaluation.pictures import FlipPicture, draw_flips
 from geonorm.inference.halo import Halo
-from geonorm.inference.predict import Job, as_trained, prepare
+from geonorm.inference.predict import Job, prepare
 from geonorm.raster.read import NodataRule, open_raster
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tiling.engine import Strip
@@ -70,9 +70,7 @@ def shift_consistency(
         InvalidConfigError: No shift, or one that leaves the grid where it is.
     """
     _check_shifts(shifts_px, core_px)
-    models = [
-        item if isinstance(item, TrainedModel) else load_model(item, trust=trust) for item in checkpoints
-    ]
+    models = [item if isinstance(item, TrainedModel) else load_model(item, trust=trust) for item in checkpoints]
     labels = _labels([os.fspath(item) if not isinstance(item, TrainedModel) else item.name for item in checkpoints])
     folder = make_folder(out_dir)
     report: Report = {"format": FORMAT, "version": __version__, "runs": []}
@@ -133,23 +131,23 @@ def table(report: Report) -> str:
     """Return the report as a table for the terminal."""
     head = ("model", "raster", "move", "kind", "flips %", "max change", "mean change", "IoU of maps", "halo")
     rows = [head]
-    for run in report["runs"]:
-        for moved in run["shifts"]:
-            rows.append(
-                (
-                    run["model"],
-                    Path(run["source"]).name,
-                    f"{moved['shift_px']} px",
-                    "aligned" if moved["aligned"] else "unaligned",
-                    f"{moved['flips_percent']:.4f}",
-                    f"{moved['change_max']:.2g}",
-                    f"{moved['change_mean']:.2g}",
-                    "/".join("-" if value is None else f"{value:.4f}" for value in moved["iou_between_maps"]),
-                    f"{run['halo_px']} px {run['halo_kind']}",
-                )
-            )
+    rows += [_table_row(run, moved) for run in report["runs"] for moved in run["shifts"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _table_row(run: dict[str, Any], moved: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        run["model"],
+        Path(run["source"]).name,
+        f"{moved['shift_px']} px",
+        "aligned" if moved["aligned"] else "unaligned",
+        f"{moved['flips_percent']:.4f}",
+        f"{moved['change_max']:.2g}",
+        f"{moved['change_mean']:.2g}",
+        "/".join("-" if value is None else f"{value:.4f}" for value in moved["iou_between_maps"]),
+        f"{run['halo_px']} px {run['halo_kind']}",
+    )
 
 
 def _compare(
@@ -158,7 +156,10 @@ def _compare(
     found = [no_disagreement(len(jobs[0].model.spec.class_names)) for _ in jobs[1:]]
     streams = [
         job.strips(
-            finish=probabilities, batch_size=batch_size, progress=progress and index == 0, title=f"{title}, {len(jobs)} grids"
+            finish=probabilities,
+            batch_size=batch_size,
+            progress=progress and index == 0,
+            title=f"{title}, {len(jobs)} grids",
         )
         for index, job in enumerate(jobs)
     ]

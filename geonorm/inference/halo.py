@@ -148,7 +148,11 @@ def _measure(
         f"differ from those with {reference_px} px ({verdict} the tolerance of {100 * MISMATCH_TOLERANCE} %)"
     )
     return HaloChoice(
-        halo_px=halo_px, kind="measured", mismatch=mismatch, reference_px=reference_px, why=f"{why}{_cheaper(geometry, plan)}"
+        halo_px=halo_px,
+        kind="measured",
+        mismatch=mismatch,
+        reference_px=reference_px,
+        why=f"{why}{_cheaper(geometry, plan)}",
     )
 
 
@@ -194,4 +198,3 @@ def _sampled(plan: Plan) -> Iterator[tuple[int, int]]:
         if where not in seen:
             seen.add(where)
             yield where
-

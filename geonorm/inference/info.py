@@ -48,7 +48,7 @@ def _geometry_lines(geometry: TileGeometry) -> list[str]:
         lines += [f"             {name}" for name in geometry.unbounded]
         return lines
     lines.append(
-        f"halo         exact at {geometry.core_halo_px} px around a core (a single pixel sees {geometry.halo_px} px far)"
+        f"halo         exact at {geometry.core_halo_px} px around a core (one pixel sees {geometry.halo_px} px far)"
     )
     lines.append("exact cost   " + ", ".join(f"core {core}: {_overhead(geometry, core):.1f}x" for core in CORES_PX))
     plan = Plan(height=1, width=1, core_px=geometry.stride_px, network=network_of(geometry))

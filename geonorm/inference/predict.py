@@ -96,7 +96,13 @@ def predict_raster(
     with open_raster(source, bands=range(1, len(model.spec.bands) + 1), nodata_rule=nodata_rule) as reader:
         _warn_of_resolution(reader, model.spec)
         job = prepare(
-            model, reader, core_px=core_px, halo=halo, grid_offset_px=grid_offset_px, device=device, progress=progress
+            model,
+            reader,
+            core_px=core_px,
+            halo=halo,
+            grid_offset_px=grid_offset_px,
+            device=device,
+            progress=progress,
         )
         on_plan(job.in_words())
 
@@ -176,7 +182,7 @@ class Job:
             [
                 f"source   {self.reader.path}: {plan.height} x {plan.width} px, {len(self.reader.bands)} bands, "
                 f"{self.reader.dtype}",
-                f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, each reads {plan.read_px} px: "
+                f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, each reads {plan.read_px} px, "
                 f"{plan.overhead:.2f} times the compute",
                 f"halo     {self.halo.why}",
                 f"grid     anchored to the CRS at multiples of {plan.network.stride_px} px; "
@@ -223,9 +229,7 @@ def prepare(
     fill = _training_mean(model.network)
     predict = predictor(model.network, torch.device(device))
     with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
-        choice = choose_halo(
-            halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update
-        )
+        choice = choose_halo(halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update)
     if geometry.unbounded:
         warnings.warn(
             f"The labels depend on the tiles, whatever the halo: {name_some(geometry.unbounded)} see the whole input. "
@@ -270,7 +274,9 @@ def as_trained(model: nn.Module | TrainedModel | Path) -> TrainedModel:
     bands = len(rescale.mean)
     geometry = tile_geometry(model)
     with torch.no_grad():
-        num_classes = predictor(model, torch.device("cpu"))(torch.zeros(1, bands, geometry.least_px, geometry.least_px)).shape[1]
+        num_classes = predictor(model, torch.device("cpu"))(
+            torch.zeros(1, bands, geometry.least_px, geometry.least_px)
+        ).shape[1]
     return TrainedModel(
         network=model.eval(),
         spec=numbered_spec(bands, num_classes),

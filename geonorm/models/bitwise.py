@@ -23,7 +23,11 @@ class BitwiseConvolutions(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Replace ``conv2d``; call everything else as it stands."""
         if func is torch.conv2d and torch.backends.mkldnn.is_available():
@@ -54,7 +58,7 @@ def _conv2d_arguments(
 
 def _channels_last(x: Tensor) -> Tensor:
     """Return ``x`` in channels_last, unmistakably so with one channel too, where torch sees no difference."""
-    num, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     x = x.contiguous(memory_format=torch.channels_last)
     strides = (height * width * channels, 1, width * channels, channels)
     return x if x.stride() == strides else x.as_strided(x.shape, strides)

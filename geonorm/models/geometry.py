@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, lcm
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class Reach:
 def _summary(trace: _Trace, ghost: nn.Module, output: Tensor, *, side: int, bands: int) -> TileGeometry:
     reach = trace.reach_of(output)
     margin, odd = divmod(side - output.shape[-1], 2)
-    if reach is not None and (odd or margin < 0 or reach.stride != (1, 1)):
+    if reach is not None and (odd or margin < 0 or reach.stride != _whole(1)):
         trace.unbounded.append(f"output of {output.shape[-1]} px for an input of {side} px")
         reach = None
     stride = lcm(*(s.numerator for s in trace.strides))
@@ -143,7 +143,7 @@ def _takes(ghost: nn.Module, bands: int, side: int) -> bool:
     try:
         with torch.no_grad():
             ghost(torch.empty(1, bands, side, side, device="meta"))
-    except Exception:  # whatever a foreign model raises for a size it does not take
+    except Exception:  # noqa: BLE001 - whatever a foreign model raises for a size it does not take
         return False
     return True
 
@@ -169,7 +169,7 @@ class _Trace(TorchDispatchMode):
     """Follows the reach of every tensor through the operators, and names what sees everything."""
 
     def __init__(self, block: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.block = block
         self.needed_block = block
         self.strides: set[Fraction] = {Fraction(1)}
@@ -279,9 +279,7 @@ def _union(sources: list[Reach]) -> Reach:
     return Reach(first.stride, lo, hi)
 
 
-def _taps(
-    trace: _Trace, source: Reach, taps: tuple[range, range], step: tuple[Fraction, Fraction]
-) -> Reach | None:
+def _taps(trace: _Trace, source: Reach, taps: tuple[range, range], step: tuple[Fraction, Fraction]) -> Reach | None:
     """Return the reach of a result whose cell ``i`` uses the cells ``floor(i * step) + tap`` of its source."""
     stride = (source.stride[0] * step[0], source.stride[1] * step[1])
     if not all(trace.coarser(s) for s in stride):
@@ -348,25 +346,23 @@ def _pool(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> R
 
 
 def _window_taps(kernel: Any, padding: Any, dilation: Any) -> tuple[range, range]:
-    rows, cols = (
-        range(-p, d * (k - 1) - p + 1) for k, p, d in zip(kernel, padding, dilation, strict=True)
-    )
+    rows, cols = (range(-p, d * (k - 1) - p + 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
     return rows, cols
 
 
 def _upsample(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    image = call.get("input", call.get("self"))
+    image = call["input"] if "input" in call else call["self"]
     factors = [Fraction(output.shape[dim], image.shape[dim]) for dim in (-2, -1)]
     if call.get("align_corners") or any(factor.denominator > 1 for factor in factors):
         raise _SeesEverythingError
     nearest = "align_corners" not in call
-    taps = range(0, 1) if nearest else range(-1, 2)
+    taps = range(1) if nearest else range(-1, 2)
     return _taps(trace, sources[0], (taps, taps), (1 / factors[0], 1 / factors[1]))
 
 
 def _pixel_shuffle(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
     step = Fraction(1, call["upscale_factor"])
-    return _taps(trace, sources[0], (range(0, 1), range(0, 1)), (step, step))
+    return _taps(trace, sources[0], (range(1), range(1)), (step, step))
 
 
 def _slice(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
@@ -376,15 +372,13 @@ def _slice(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> 
     start = call["start"] or 0
     if call["step"] != 1 or start < 0:
         raise _SeesEverythingError
-    taps = (range(start, start + 1), range(0, 1)) if dim == 2 else (range(0, 1), range(start, start + 1))
+    taps = (range(start, start + 1), range(1)) if dim == 2 else (range(1), range(start, start + 1))
     return _taps(trace, sources[0], taps, _whole(1))
 
 
 def _pad(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
     pads = [*call["pad"], 0, 0, 0, 0][:4]
-    return _taps(
-        trace, sources[0], (range(-pads[2], -pads[2] + 1), range(-pads[0], -pads[0] + 1)), _whole(1)
-    )
+    return _taps(trace, sources[0], (range(-pads[2], -pads[2] + 1), range(-pads[0], -pads[0] + 1)), _whole(1))
 
 
 def _batch_norm(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
@@ -398,12 +392,60 @@ def _local_context_norm(trace: _Trace, sources: list[Reach], output: Tensor, **c
     return _taps(trace, sources[0], (rows, cols), _whole(1))
 
 
-_POINTWISE = (
-    "abs add add_ addcmul alias cat clamp clamp_ clamp_min clone contiguous copy_ detach div div_ dropout elu elu_ exp "
-    "gelu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ lift_fresh maximum "
-    "minimum mul mul_ neg pow relu relu_ rsqrt rsub sigmoid sigmoid_ silu silu_ softplus sqrt sub sub_ tanh tanh_ "
-    "where _prelu_kernel _to_copy"
-).split()
+_POINTWISE = [
+    "abs",
+    "add",
+    "add_",
+    "addcmul",
+    "alias",
+    "cat",
+    "clamp",
+    "clamp_",
+    "clamp_min",
+    "clone",
+    "contiguous",
+    "copy_",
+    "detach",
+    "div",
+    "div_",
+    "dropout",
+    "elu",
+    "elu_",
+    "exp",
+    "gelu",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "hardswish",
+    "hardswish_",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "lift_fresh",
+    "maximum",
+    "minimum",
+    "mul",
+    "mul_",
+    "neg",
+    "pow",
+    "relu",
+    "relu_",
+    "rsqrt",
+    "rsub",
+    "sigmoid",
+    "sigmoid_",
+    "silu",
+    "silu_",
+    "softplus",
+    "sqrt",
+    "sub",
+    "sub_",
+    "tanh",
+    "tanh_",
+    "where",
+    "_prelu_kernel",
+    "_to_copy",
+]
 
 RULES: dict[Any, Callable[..., Reach | None]] = {
     **{getattr(aten, name): _pointwise for name in _POINTWISE if hasattr(aten, name)},

@@ -28,7 +28,11 @@ class Rescale(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self, in_channels: int, *, mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
+        self,
+        in_channels: int,
+        *,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         mean = [0.0] * in_channels if mean is None else list(mean)
@@ -46,7 +50,5 @@ class Rescale(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Standardize ``image``, raw band values of shape ``(N, C, H, W)``."""
         if image.dim() != 4 or image.shape[1] != len(self.mean):
-            raise InvalidConfigError(
-                f"The model takes images (N, {len(self.mean)}, H, W), got {tuple(image.shape)}."
-            )
+            raise InvalidConfigError(f"The model takes images (N, {len(self.mean)}, H, W), got {tuple(image.shape)}.")
         return (image - self.mean[:, None, None]) / self.deviation[:, None, None]

@@ -60,7 +60,12 @@ class UNet(nn.Module):
         def block(channels: int, level: int, *, at_end: bool) -> Block:
             normed = (norm_at == "every", norm_at != "ends" or at_end)
             return Block(
-                channels, width * 2**level, norm=norm, stride=2**level, normed=normed, padded=padding == "same"
+                channels,
+                width * 2**level,
+                norm=norm,
+                stride=2**level,
+                normed=normed,
+                padded=padding == "same",
             )
 
         self.rescale = Rescale(in_channels)
@@ -71,9 +76,7 @@ class UNet(nn.Module):
         self.bottom = block(width * 2 ** (depth - 1), depth, at_end=False)
         levels = range(depth - 1, -1, -1)
         self.upsample = nn.ModuleList(UpConv(width * 2 ** (level + 1), width * 2**level) for level in levels)
-        self.decoder = nn.ModuleList(
-            block(width * 2 ** (level + 1), level, at_end=level == 0) for level in levels
-        )
+        self.decoder = nn.ModuleList(block(width * 2 ** (level + 1), level, at_end=level == 0) for level in levels)
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
 
     @property
@@ -154,9 +157,7 @@ def centre(x: Tensor, *, like: Tensor) -> Tensor:
     return x[..., row : row + like.shape[-2], col : col + like.shape[-1]]
 
 
-def _check_settings(
-    in_channels: int, num_classes: int, depth: int, width: int, padding: str, norm_at: str
-) -> None:
+def _check_settings(in_channels: int, num_classes: int, depth: int, width: int, padding: str, norm_at: str) -> None:
     for name, value, least in (
         ("in_channels", in_channels, 1),
         ("num_classes", num_classes, 2),

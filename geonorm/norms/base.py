@@ -58,9 +58,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def check_input(x: Tensor, *, num_features: int, layer: str) -> None:
     """Raise `InvalidConfigError` unless ``x`` is ``(N, num_features, H, W)``."""
     if x.dim() != 4 or x.shape[1] != num_features:
-        raise InvalidConfigError(
-            f"{layer}({num_features}) takes (N, {num_features}, H, W), got {tuple(x.shape)}."
-        )
+        raise InvalidConfigError(f"{layer}({num_features}) takes (N, {num_features}, H, W), got {tuple(x.shape)}.")
 
 
 def flatten_affine(state_dict: dict[str, Any], prefix: str) -> None:

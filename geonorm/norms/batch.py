@@ -27,9 +27,7 @@ class BatchNorm(nn.BatchNorm2d):
         momentum: Share of the newest batch in the running statistics.
     """
 
-    def __init__(
-        self, num_features: int, *, stride: int = 1, eps: float = 1e-5, momentum: float = 0.1
-    ) -> None:
+    def __init__(self, num_features: int, *, stride: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -33,7 +33,9 @@ def make_norm(norm: NormFactory, num_features: int, *, stride: int) -> nn.Module
         name = getattr(norm, "__name__", repr(norm))
         ours = COUNTERPARTS.get(name)
         hint = f"Use geonorm.norms.{ours}." if ours else "Wrap it in a function (num_features, *, stride)."
-        raise InvalidConfigError(f"A norm is called as norm(num_features, stride=...), and {name} has no stride. {hint}")
+        raise InvalidConfigError(
+            f"A norm is called as norm(num_features, stride=...), and {name} has no stride. {hint}"
+        )
     return norm(num_features, stride=stride)
 
 

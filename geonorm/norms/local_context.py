@@ -86,9 +86,7 @@ class LocalContextNorm(Norm):
         )
 
 
-def _window_in_cells(
-    window_cells: int | tuple[int, int] | None, window_px: int | None, stride: int
-) -> tuple[int, int]:
+def _window_in_cells(window_cells: int | tuple[int, int] | None, window_px: int | None, stride: int) -> tuple[int, int]:
     if (window_cells is None) == (window_px is None):
         raise InvalidConfigError(
             "LocalContextNorm takes window_px (in pixels of the input image) or window_cells (in cells of each "
@@ -121,9 +119,7 @@ def local_context_norm(
         source = source_rows(size[0], border, x.shape[2], rows)
         block = x[sample, channels, source.start : source.stop].to(wide).contiguous()
         block = block.unflatten(0, (-1, group_size))
-        local_mean, local_var = local_moments(
-            block, window=size, border=border, height=x.shape[2], rows=rows
-        )
+        local_mean, local_var = local_moments(block, window=size, border=border, height=x.shape[2], rows=rows)
         local_rstd = local_var.add_(eps).rsqrt_()
         centre = block[:, :, rows.start - source.start : rows.stop - source.start]
         out = (centre - local_mean[:, None]).mul_(local_rstd[:, None])
@@ -217,9 +213,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, mean, rstd = ctx.saved_tensors
-    grads = local_context_norm_backward(
-        grad, x, weight, mean, rstd, ctx.group_size, ctx.window, ctx.border
-    )
+    grads = local_context_norm_backward(grad, x, weight, mean, rstd, ctx.group_size, ctx.window, ctx.border)
     return (*grads, None, None, None, None)
 
 

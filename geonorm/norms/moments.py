@@ -77,36 +77,44 @@ def slide_moments(moments: Moments, window: int, dim: int, counts: Tensor | None
     if total is None:
         raise ValueError(f"window must be at least 1, got {window}")
     length = moments.first.shape[dim] - window + 1
-    first, offset, m2, count = (t if t is None else t.narrow(dim, 0, length) for t in total)
-    var = m2 * (1 / window) if count is None else m2 / count
-    return Moments(first, offset, var)
+    total = total.narrow(dim, 0, length)
+    var = total.m2 * (1 / window) if total.entries is None else total.m2 / total.entries
+    return Moments(total.first, total.offset, var)
 
 
 class _Run(NamedTuple):
-    """Moments of a run of cells along one axis: ``m2`` is the sum, not the mean, of squared deviations."""
+    """Moments of a run of cells along one axis.
+
+    ``m2`` is the sum, not the mean, of squared deviations; ``entries`` how many cells of the run count, None: all.
+    """
 
     first: Tensor
     offset: Tensor
     m2: Tensor
-    count: Tensor | None
+    entries: Tensor | None
+
+    def narrow(self, dim: int, start: int, length: int) -> _Run:
+        """Return the runs from ``start`` on."""
+        entries = None if self.entries is None else self.entries.narrow(dim, start, length)
+        first, offset, m2 = (tensor.narrow(dim, start, length) for tensor in (self.first, self.offset, self.m2))
+        return _Run(first, offset, m2, entries)
 
 
 def _merge(a: _Run, a_length: int, b: _Run, b_length: int, dim: int) -> _Run:
     """Return the moments of each run of ``a`` together with the run of ``b`` that follows it."""
     size = b.offset.shape[dim] - a_length
-    a = _Run(*(t if t is None else t.narrow(dim, 0, size) for t in a))
-    b = _Run(*(t if t is None else t.narrow(dim, a_length, size) for t in b))
-    if a.count is None or b.count is None:
-        count = None
+    a, b = a.narrow(dim, 0, size), b.narrow(dim, a_length, size)
+    if a.entries is None or b.entries is None:
+        entries = None
         share: float | Tensor = b_length / (a_length + b_length)
         spread: float | Tensor = a_length * b_length / (a_length + b_length)
     else:
-        count = a.count + b.count
-        share = b.count / count.clamp(min=1)
-        spread = a.count * share
+        entries = a.entries + b.entries
+        share = b.entries / entries.clamp(min=1)
+        spread = a.entries * share
     delta = (b.first - a.first).add_(b.offset).sub_(a.offset)
     m2 = (delta * delta).mul_(spread).add_(a.m2 + b.m2)
-    return _Run(a.first, delta.mul_(share).add_(a.offset), m2, count)
+    return _Run(a.first, delta.mul_(share).add_(a.offset), m2, entries)
 
 
 def slide_sum(x: Tensor, window: int, dim: int) -> Tensor:

@@ -30,9 +30,7 @@ class SwitchableNorm(Norm):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(
-        self, num_features: int, *, stride: int = 1, eps: float = 1e-5, momentum: float = 0.1
-    ) -> None:
+    def __init__(self, num_features: int, *, stride: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps)
         self.momentum = momentum
         self.mean_weight = nn.Parameter(torch.ones(3))

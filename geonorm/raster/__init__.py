@@ -1,0 +1,1 @@
+"""Windows of raster files: in and out."""

@@ -238,9 +238,7 @@ class Grid:
 
 def gdal_said(error: BaseException) -> str:
     """Return what GDAL had to say about ``error``, as one short sentence."""
-    said = " ".join(
-        str(error.__cause__ or error).split()
-    )  # rasterio's own text often only points at the cause
+    said = " ".join(str(error.__cause__ or error).split())  # rasterio's own text often only points at the cause
     return textwrap.shorten(said, 200, placeholder=" ...").rstrip(".") + "."
 
 

@@ -111,13 +111,9 @@ class LabelWriter:
         """
         rows, width = labels.shape
         if labels.dtype != np.uint8 or width != self.grid.width:
-            raise ValueError(
-                f"labels must be uint8 and {self.grid.width} wide, got {labels.dtype} and {width}"
-            )
+            raise ValueError(f"labels must be uint8 and {self.grid.width} wide, got {labels.dtype} and {width}")
         if row != self._next_row or row + rows > self.grid.height:
-            raise ValueError(
-                f"row {self._next_row} of {self.grid.height} is next, got rows {row} to {row + rows - 1}"
-            )
+            raise ValueError(f"row {self._next_row} of {self.grid.height} is next, got rows {row} to {row + rows - 1}")
         while len(labels):
             filled = self._next_row % self._block_px
             part = labels[: self._block_px - filled]
@@ -197,9 +193,7 @@ def write_image(
     target = check_target(path, overwrite=True)
     with _folder_beside(target) as folder, _failing_as(target):
         made = folder / "image.tif"
-        with _create(
-            made, bands.shape, bands.dtype.name, crs=crs, transform=transform, options=options
-        ) as new:
+        with _create(made, bands.shape, bands.dtype.name, crs=crs, transform=transform, options=options) as new:
             _describe(new, nodata=nodata, colors=colors or (), tags=tags or {})
             new.write(bands)
         _publish(made, target)
@@ -225,9 +219,7 @@ def check_target(
         raise RasterError(f"{path} is a folder, a file is needed. Try {path / 'labels.tif'}.")
     exists = os.path.exists(path)
     if exists and source is not None and os.path.exists(source) and os.path.samefile(path, source):
-        raise RasterError(
-            f"{path} is the raster to be read, it cannot be the target too. Choose another name."
-        )
+        raise RasterError(f"{path} is the raster to be read, it cannot be the target too. Choose another name.")
     if exists and not overwrite:
         raise TargetExistsError(f"{path} exists. Choose another name, or replace it with --overwrite.")
     if not os.path.isdir(path.parent):
@@ -289,9 +281,7 @@ def _blocks(block_px: int) -> dict[str, Any]:
     return {"tiled": True, "blockxsize": block_px, "blockysize": block_px}
 
 
-def _describe(
-    dataset: Any, *, nodata: float | None, colors: Sequence[Color], tags: Mapping[str, str]
-) -> None:
+def _describe(dataset: Any, *, nodata: float | None, colors: Sequence[Color], tags: Mapping[str, str]) -> None:
     """Add what GDAL wants to know before the first value."""
     if nodata is not None:
         dataset.nodata = nodata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def describe(network: Description, norm: Description, spec: DatasetSpec) -> dict
     }
 
 
-def load_model(path: str | Path, *, trust: bool = False) -> TrainedModel:
+def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedModel:
     """Return the model of a checkpoint.
 
     Args:
@@ -76,7 +77,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> TrainedModel:
         )
     if facts["format"] > FORMAT:
         raise CheckpointError(
-            f"{path} was written by geonorm {facts['version']}, which is newer than this {__version__}. Upgrade geonorm."
+            f"{path} was written by geonorm {facts['version']}, newer than this {__version__}. Upgrade geonorm."
         )
     spec = DatasetSpec.from_plain(facts["spec"])
     norm = factory_of(facts["norm"], trust=trust)

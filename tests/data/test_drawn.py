@@ -50,10 +50,10 @@ def bare_ground(height: int, width: int) -> Canvas:
     return Canvas(np.full((3, height, width), 0.2, dtype=np.float32), flat, flat.copy())
 
 
-def raised_house(*, form_pitch: float = 0.5) -> Canvas:
+def raised_house() -> Canvas:
     """A house of 60 x 40 pixels in the middle of bare ground, its ridge from west to east."""
     canvas = bare_ground(200, 220)
-    part = Part(0, 0, 30, 20, 20, "gable", form_pitch)
+    part = Part(0, 0, 30, 20, 20, "gable", 0.5)
     house = Building(100.0, 110.0, 0.0, (part,), Roof(colour=(130, 130, 130), texture="shingle", spread=0.0))
     raise_building(canvas, house, np.random.default_rng(0), snow=0.0)
     return canvas
@@ -91,12 +91,13 @@ def test_there_are_five_cities_and_more_with_names_that_a_tile_number_can_follow
 
 
 @each_city
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 150), (201, 77), (256, 333)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 150), (201, 77)])
 def test_a_scene_has_the_size_that_was_asked_for(city: str, height: int, width: int) -> None:
     drawn = draw_scene(city, height, width, seed=1)
 
-    assert (drawn.image.shape, drawn.image.dtype) == ((3, height, width), np.uint8)
-    assert (drawn.labels.shape, drawn.labels.dtype) == ((height, width), np.uint8)
+    assert drawn.image.shape == (3, height, width)
+    assert drawn.labels.shape == (height, width)
+    assert drawn.image.dtype == drawn.labels.dtype == np.uint8
     assert set(np.unique(drawn.labels)) <= {0, 1}
 
 
@@ -173,10 +174,8 @@ def test_the_label_of_a_house_is_its_outline() -> None:
 def test_a_turned_house_runs_the_way_it_is_turned() -> None:
     canvas = bare_ground(100, 120)
     part = Part(0, 0, 40, 6, 20, "flat")
-    roof = Roof(colour=(130, 130, 130), texture="flat")
-    raise_building(
-        canvas, Building(50, 60, math.radians(30), (part,), roof), np.random.default_rng(0), snow=0
-    )
+    house = Building(50, 60, math.radians(30), (part,), Roof(colour=(130, 130, 130), texture="flat"))
+    raise_building(canvas, house, np.random.default_rng(0), snow=0.0)
 
     rows, cols = np.nonzero(canvas.labels)
 
@@ -207,21 +206,23 @@ def test_a_tree_does_not_grow_out_of_a_roof() -> None:
     np.testing.assert_array_equal(canvas.relief, before)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_large_scene_holds_bright_and_dim_districts(seed: int) -> None:
-    means = windows(photograph(bare_ground(2048, 2048), NOON, np.random.default_rng(seed)), 256).mean(axis=1)
+    # Narrow, for speed: a scene as wide as it is high reaches further into the weather.
+    means = windows(photograph(bare_ground(2048, 800), NOON, np.random.default_rng(seed)), 256).mean(axis=1)
 
     assert means.max() > 1.2 * means.min()
 
 
 def test_haze_takes_contrast_from_a_district() -> None:
-    canvas = bare_ground(2048, 600)
-    canvas.albedo[:, ::16, :] = 0.6
-    hazy = dataclasses.replace(NOON, haze=0.3)
+    canvas = bare_ground(2048, 400)
+    canvas.albedo[:, ::8, :] = 0.6
+    hazy = dataclasses.replace(NOON, haze=0.4)
 
-    contrasts = windows(photograph(canvas, hazy, np.random.default_rng(0)), 200).std(axis=1)
+    districts = windows(photograph(canvas, hazy, np.random.default_rng(0)), 200)
 
-    assert contrasts.max() > 1.3 * contrasts.min()
+    contrasts = districts.std(axis=1) / districts.mean(axis=1)  # which clouds leave as it is
+    assert contrasts.max() > 1.7 * contrasts.min()
 
 
 def test_a_city_that_nobody_drew_is_named_with_those_that_exist() -> None:
@@ -251,14 +252,14 @@ def test_the_layout_is_that_of_inria(tmp_path: Path) -> None:
 def test_an_image_and_its_mask_lie_on_the_same_ground(tmp_path: Path) -> None:
     folder = write_inria_layout(tmp_path, cities=["brack"], tiles_per_city=1, size_px=(64, 96), seed=0)
 
-    with rasterio.open(folder / "train/images/brack1.tif") as image:
-        with rasterio.open(folder / "train/gt/brack1.tif") as mask:
-            assert (image.count, image.height, image.width) == (3, 64, 96)
-            assert (mask.count, mask.height, mask.width) == (1, 64, 96)
-            assert (image.crs, image.transform) == (mask.crs, mask.transform)
-            assert image.crs == CRS.from_epsg(32613)
-            assert image.res == (RESOLUTION_M, RESOLUTION_M)
-            assert set(np.unique(mask.read())) == {0, 255}
+    image_path, mask_path = folder / "train/images/brack1.tif", folder / "train/gt/brack1.tif"
+    with rasterio.open(image_path) as image, rasterio.open(mask_path) as mask:
+        assert (image.count, image.height, image.width) == (3, 64, 96)
+        assert (mask.count, mask.height, mask.width) == (1, 64, 96)
+        assert (image.crs, image.transform) == (mask.crs, mask.transform)
+        assert image.crs == CRS.from_epsg(32613)
+        assert image.res == (RESOLUTION_M, RESOLUTION_M)
+        assert set(np.unique(mask.read())) == {0, 255}
 
 
 def test_tiles_of_a_city_lie_side_by_side(tmp_path: Path) -> None:

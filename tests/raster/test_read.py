@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from geonorm.errors import InvalidConfigError, RasterError
-from geonorm.raster.read import CACHE_BYTES, Grid, Pixels, check_readable, open_raster
+from geonorm.raster.read import Grid, Pixels, check_readable, open_raster
 from geonorm.raster.window import Window
 
 HEIGHT, WIDTH = 60, 90
@@ -461,9 +462,15 @@ def test_what_is_no_raster_is_refused_in_one_line(tmp_path: Path) -> None:
         {"tiled": True, "blockxsize": 32, "blockysize": 16, "interleave": "band", "compress": "lzw"},
     ],
 )
-def test_a_file_that_was_cut_off_by_a_byte_is_refused(
-    tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any]
+@pytest.mark.parametrize("sample", [1, 4096])
+def test_a_file_that_was_cut_off_by_a_byte_is_refused_however_few_blocks_are_checked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    image: NDArray[np.uint8],
+    layout: dict[str, Any],
+    sample: int,
 ) -> None:
+    monkeypatch.setattr("geonorm.raster.read._MAX_CHECKED_BLOCKS", sample)
     path = draw(tmp_path / "cut.tif", image, **layout)
     check_readable(path)
     os.truncate(path, path.stat().st_size - 1)
@@ -484,7 +491,9 @@ def test_a_huge_file_that_holds_no_block_is_whole_and_quickly_checked(
     with rasterio.open(path, "w", driver="GTiff", sparse_ok=True, transform=PLACE, **shape, **tiles):
         pass
 
+    start = time.perf_counter()
     with open_raster(path) as reader:
+        assert time.perf_counter() - start < 1  # 20 ms as a rule; all blocks of all bands take 10 s
         assert not reader.read(Window(179_990, 359_990, 10, 10)).values.any()
 
 
@@ -502,6 +511,22 @@ def test_a_damaged_block_is_reported_with_file_and_window(tmp_path: Path, image:
             reader.read(Window(16, 30, 16, 10))
 
     assert_one_clear_line(caught.value, path)
+
+
+def test_a_block_is_decoded_once_for_many_windows(tmp_path: Path) -> None:
+    tiles: dict[str, Any] = {"tiled": True, "blockxsize": 1024, "blockysize": 1024, "compress": "deflate"}
+    path = draw(tmp_path / "tiles.tif", noise(1, 1024, 2048), **tiles)
+
+    start = time.perf_counter()
+    read(path, Window(0, 0, 1024, 2048))
+    whole_s = time.perf_counter() - start
+    with open_raster(path) as reader:
+        start = time.perf_counter()
+        for row in range(100):
+            reader.read(Window(row, 0, 1, 2048))
+    rows_s = time.perf_counter() - start
+
+    assert rows_s < 20 * whole_s  # about 1.5 times as a rule, 120 times if the cache holds no block
 
 
 @pytest.mark.slow
@@ -524,7 +549,7 @@ def test_reading_a_raster_strip_by_strip_needs_little_memory(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
 
     grown = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert grown < CACHE_BYTES + 32 * 2**20
+    assert grown < 96 * 2**20
 
 
 # Real rasters

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo.cogeo import cog_validate
 
 from geonorm.errors import InvalidConfigError, RasterError, TargetExistsError
@@ -106,7 +107,9 @@ def test_every_map_is_a_cloud_optimized_geotiff(tmp_path: Path, size: tuple[int,
 
 
 def test_overviews_show_the_most_frequent_label(tmp_path: Path) -> None:
-    labels = np.tile(np.array([[1, 1], [1, 0]], dtype=np.uint8), (300, 350))
+    labels = np.ones((600, 700), dtype=np.uint8)
+    one_of_four = np.random.default_rng(0).integers(0, 2, (2, 300, 350))
+    labels[one_of_four[0] + 2 * np.arange(300)[:, None], one_of_four[1] + 2 * np.arange(350)] = 0
     labels[:, 400:] = 255
 
     write(tmp_path / "map.tif", labels, Grid(600, 700, UTM, PLACE))
@@ -153,6 +156,20 @@ def test_every_grid_is_kept(tmp_path: Path, grid: Grid) -> None:
 
     with open_raster(tmp_path / "map.tif") as reader:
         assert reader.grid == grid
+
+
+def test_where_pixels_lie_nowhere_no_transform_is_written(tmp_path: Path) -> None:
+    changed, nowhere = noise() == 1, Grid(HEIGHT, WIDTH, None, Affine.identity())
+
+    write(tmp_path / "map.tif", noise(), nowhere)
+    write_image(tmp_path / "changed.tif", changed, transform=nowhere.transform)
+
+    for name in ("map.tif", "changed.tif"):
+        with pytest.warns(NotGeoreferencedWarning):
+            rasterio.open(tmp_path / name).close()
+    with open_raster(tmp_path / "changed.tif") as reader:
+        assert reader.grid == nowhere
+        np.testing.assert_array_equal(reader.read(Window(0, 0, HEIGHT, WIDTH)).values[0], changed)
 
 
 def test_labels_of_many_classes_keep_their_numbers(tmp_path: Path) -> None:
@@ -202,11 +219,14 @@ def test_an_exception_leaves_the_previous_map_and_nothing_else(
     assert names_in(tmp_path) == ["map.tif"]
 
 
-def test_overwriting_replaces_the_previous_map(tmp_path: Path) -> None:
+def test_overwriting_replaces_the_previous_map_even_while_it_is_being_read(tmp_path: Path) -> None:
     target = tmp_path / "map.tif"
     write(target, noise())
+    before = target.read_bytes()
 
-    write(target, noise(seed=1), overwrite=True)
+    with target.open("rb") as other:
+        write(target, noise(seed=1), overwrite=True)
+        assert other.read() == before
 
     np.testing.assert_array_equal(read_back(target)[0], noise(seed=1))
 
@@ -381,16 +401,6 @@ def test_one_band_may_come_as_rows_and_columns_with_colours_and_tags(tmp_path: P
         assert dataset.nodata == 255
         assert [dataset.colormap(1)[label][:3] for label in (0, 1)] == COLORS
         assert TAGS.items() <= dataset.tags().items()
-
-
-def test_where_pixels_lie_nowhere_no_transform_is_written(tmp_path: Path) -> None:
-    changed = noise() == 1
-
-    write_image(tmp_path / "changed.tif", changed)
-
-    with open_raster(tmp_path / "changed.tif") as reader:
-        assert reader.grid == Grid(HEIGHT, WIDTH, None, Affine.identity())
-        np.testing.assert_array_equal(reader.read(Window(0, 0, HEIGHT, WIDTH)).values[0], changed)
 
 
 def test_nan_may_be_the_value_without_data(tmp_path: Path) -> None:

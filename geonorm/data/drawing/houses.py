@@ -54,9 +54,7 @@ def draw_shanties(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         half = rng.uniform(5, 22, size=2)
         us = (max(block.us[0], u - half[0]), min(block.us[1], u + half[0]))
         vs = (max(block.vs[0], v - half[1]), min(block.vs[1], v + half[1]))
-        surface = int(
-            rng.choice((SOIL, SOIL, TRACK, MEADOW, GRASS, CONCRETE), p=(0.3, 0.1, 0.2, 0.2, 0.12, 0.08))
-        )
+        surface = int(rng.choice((SOIL, SOIL, TRACK, MEADOW, GRASS, CONCRETE), p=(0.3, 0.1, 0.2, 0.2, 0.12, 0.08)))
         sheet.box(us, vs, surface, tone=rng.uniform(0.8, 1.1))
     inner = block.inset(5)
     u = inner.us[0] + 14
@@ -96,14 +94,10 @@ def _raise_hut(
     turn = rng.normal(0, 0.16) + (math.pi / 2 if rng.random() < 0.25 else 0.0)
     form: Form = "gable" if rng.random() < 0.6 else "lean"
     eave, pitch = rng.uniform(8, 11), rng.uniform(0.1, 0.35)
-    sheet.build(
-        *spot, [Part(0, 0, half_along, half_across, eave, form, pitch)], city.pick_roof(rng), turn=turn
-    )
+    sheet.build(*spot, [Part(0, 0, half_along, half_across, eave, form, pitch)], city.pick_roof(rng), turn=turn)
     if rng.random() < 0.45:
         side = rng.choice((-1.0, 1.0))
-        annex = Part(
-            side * half_along, rng.uniform(-4, 4), rng.uniform(5, 9), half_across * 0.7, 7, "lean", 0.12
-        )
+        annex = Part(side * half_along, rng.uniform(-4, 4), rng.uniform(5, 9), half_across * 0.7, 7, "lean", 0.12)
         sheet.build(*spot, [annex], city.pick_roof(rng), turn=turn)
 
 
@@ -213,16 +207,12 @@ def _draw_drive(
 ) -> None:
     """Lead a drive or a path to the house, often with a car on it."""
     city = sheet.city
-    surface = int(
-        rng.choice((TRACK, SOIL, PAVING) if city.dirt_roads else (CONCRETE, CONCRETE, ASPHALT, PAVING))
-    )
+    surface = int(rng.choice((TRACK, SOIL, PAVING) if city.dirt_roads else (CONCRETE, CONCRETE, ASPHALT, PAVING)))
     tone = rng.uniform(0.86, 1.08)
     if lot.width_px < 46:
         sheet.box(*lot.box((0, setback), (middle_s - 2, middle_s + 2)), surface, tone=tone)
         return
-    s = float(
-        np.clip(middle_s + rng.choice((-1, 1)) * half_along * rng.uniform(0.6, 1.1), 8, lot.width_px - 8)
-    )
+    s = float(np.clip(middle_s + rng.choice((-1, 1)) * half_along * rng.uniform(0.6, 1.1), 8, lot.width_px - 8))
     half = rng.uniform(5, 9)
     deep = setback + rng.choice((4.0, 40.0), p=(0.7, 0.3))
     sheet.box(*lot.box((-9, deep), (s - half, s + half)), surface, tone=tone)

@@ -73,9 +73,7 @@ def draw_park(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
         place = (rng.uniform(block.us[0] + 40, block.us[1] - 40), block.vs[0] + 40)
         sheet.build(*place, [Part(0, 0, 20, 13, 11, "hip", 0.4)], city.pick_roof(rng))
     for u, v in _scatter(block.inset(6), 27, rng):
-        on_pitch = (
-            sporting and abs(u - middle[0]) < _PITCH_PX[0] + 9 and abs(v - middle[1]) < _PITCH_PX[1] + 9
-        )
+        on_pitch = sporting and abs(u - middle[0]) < _PITCH_PX[0] + 9 and abs(v - middle[1]) < _PITCH_PX[1] + 9
         if rng.random() < 0.42 and not on_pitch:
             sheet.plant_any(u, v, rng)
 
@@ -90,9 +88,7 @@ def draw_forest(sheet: Sheet, block: Block, rng: np.random.Generator) -> None:
     mean = 0.5 * sum(city.tree_radius_px)
     leading = city.pick_species(rng)
     for u, v in _scatter(inner, mean * 1.5, rng):
-        clearing = (
-            math.sin(u / 61 + waves[0]) + math.sin(v / 83 + waves[1]) + math.sin((u + v) / 47 + waves[2])
-        )
+        clearing = math.sin(u / 61 + waves[0]) + math.sin(v / 83 + waves[1]) + math.sin((u + v) / 47 + waves[2])
         if clearing < 1.5:
             species = leading if rng.random() < 0.8 else city.pick_species(rng)
             sheet.plant(u, v, mean * rng.uniform(0.6, 1.35), species)
@@ -141,9 +137,7 @@ def _raise_hall(
     sheet.build(u, v, parts, roof, turn=math.pi * float(rng.integers(2)))
 
 
-def _draw_parking(
-    sheet: Sheet, us: tuple[float, float], vs: tuple[float, float], rng: np.random.Generator
-) -> None:
+def _draw_parking(sheet: Sheet, us: tuple[float, float], vs: tuple[float, float], rng: np.random.Generator) -> None:
     """Draw rows of bays and the cars in them, and a few trailers along the edge."""
     marked = rng.random() < 0.8
     full = rng.uniform(0.1, 0.7)
@@ -158,14 +152,10 @@ def _draw_parking(
     for _ in range(int(rng.poisson(1.5))):
         if us[1] - us[0] > 20:
             place = (rng.uniform(us[0] + 8, us[1] - 8), rng.uniform(*vs))
-            sheet.park(
-                *place, turn=rng.choice((0.0, math.pi / 2)), length_px=rng.uniform(26, 42), width_px=8.5
-            )
+            sheet.park(*place, turn=rng.choice((0.0, math.pi / 2)), length_px=rng.uniform(26, 42), width_px=8.5)
 
 
-def _draw_field(
-    sheet: Sheet, us: tuple[float, float], vs: tuple[float, float], rng: np.random.Generator
-) -> None:
+def _draw_field(sheet: Sheet, us: tuple[float, float], vs: tuple[float, float], rng: np.random.Generator) -> None:
     crop = int(rng.choice((CROP, CROP, SOIL, GRASS, MEADOW)))
     tone = rng.uniform(0.84, 1.14)
     sheet.box(us, vs, crop, tone=tone, round_px=3)

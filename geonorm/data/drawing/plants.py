@@ -82,9 +82,7 @@ def raise_tree(
     canvas.put(window, crown.top[own], _leaf_colour(tree.species, city, rng)[:, None, None] * tone)
 
 
-def raise_vehicle(
-    canvas: Canvas, vehicle: Vehicle, rng: np.random.Generator, *, allowed: NDArray[np.bool_]
-) -> None:
+def raise_vehicle(canvas: Canvas, vehicle: Vehicle, rng: np.random.Generator, *, allowed: NDArray[np.bool_]) -> None:
     """Draw one vehicle, unless it would stand where it must not."""
     half_long, half_wide = vehicle.length_px / 2, vehicle.width_px / 2
     window = canvas.window(vehicle.row, vehicle.col, math.hypot(half_long, half_wide))

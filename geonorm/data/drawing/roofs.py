@@ -40,8 +40,7 @@ class _Patch:
 def raise_building(canvas: Canvas, building: Building, rng: np.random.Generator, *, snow: float) -> None:
     """Draw one building into albedo, relief and labels, wherever it is the highest thing."""
     reach = max(
-        math.hypot(abs(part.along) + part.half_along, abs(part.across) + part.half_across)
-        for part in building.parts
+        math.hypot(abs(part.along) + part.half_along, abs(part.across) + part.half_across) for part in building.parts
     )
     window = canvas.window(building.row, building.col, reach)
     if window is None:
@@ -112,9 +111,7 @@ def _texture(building: Building, patch: _Patch, grain: Field, rng: np.random.Gen
         courses = np.sin(patch.down * np.float32(2 * math.pi / 3.1))
         return tone * (1 + 0.05 * courses + 0.03 * by_ridge + 0.09 * grain)
     if kind == "tin":
-        sheets = streaks[
-            (np.floor(patch.ridge / 9) * 7 + np.floor(patch.down / 26) * 3).astype(np.int_) % 512
-        ]
+        sheets = streaks[(np.floor(patch.ridge / 9) * 7 + np.floor(patch.down / 26) * 3).astype(np.int_) % 512]
         ribs = np.sin(patch.ridge * np.float32(2 * math.pi / 3.7))
         return tone * (1 + 0.07 * ribs + rng.uniform(0.02, 0.14) * sheets + 0.03 * by_ridge + 0.03 * grain)
     rim = np.where(patch.inward < 2.2, np.float32(rng.uniform(0.95, 1.3)), np.float32(1))
@@ -125,15 +122,11 @@ def _texture(building: Building, patch: _Patch, grain: Field, rng: np.random.Gen
     return tone * rim * (1 + 0.025 * stains + 0.05 * grain)
 
 
-def _furnished(
-    building: Building, patch: _Patch, bare: Field, rng: np.random.Generator
-) -> tuple[Field, Field]:
+def _furnished(building: Building, patch: _Patch, bare: Field, rng: np.random.Generator) -> tuple[Field, Field]:
     """Return height and albedo with dormers, chimneys and panels on sloping roofs, machines on flat ones."""
     top, albedo = patch.top.copy(), bare.copy()
 
-    def put(
-        along: float, across: float, half_along: float, half_across: float, rise_px: float, colour: Colour
-    ) -> None:
+    def put(along: float, across: float, half_along: float, half_across: float, rise_px: float, colour: Colour) -> None:
         where = (np.abs(patch.along - along) < half_along) & (np.abs(patch.across - across) < half_across)
         where &= patch.inward > 1.5
         top[where] += np.float32(rise_px)

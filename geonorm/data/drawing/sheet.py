@@ -211,9 +211,7 @@ class Sheet:
         """Set a tree of the kinds and sizes that the city has, or of a ``share`` of them."""
         self.plant(u, v, share * rng.uniform(*self.city.tree_radius_px), self.city.pick_species(rng))
 
-    def park(
-        self, u: float, v: float, *, turn: float = 0.0, length_px: float = 15.0, width_px: float = 6.5
-    ) -> None:
+    def park(self, u: float, v: float, *, turn: float = 0.0, length_px: float = 15.0, width_px: float = 6.5) -> None:
         """Set a vehicle at a point of the plan."""
         row, col, heading = self.frame.spot(u, v)
         self.vehicles.append(Vehicle(row, col, heading + turn, length_px, width_px))

@@ -50,9 +50,7 @@ class _Line:
     width_px: float
 
 
-def lay_streets(
-    city: City, height: int, width: int, rng: np.random.Generator
-) -> tuple[Sheet, tuple[Block, ...]]:
+def lay_streets(city: City, height: int, width: int, rng: np.random.Generator) -> tuple[Sheet, tuple[Block, ...]]:
     """Return a sheet covered with streets, and the blocks that lie between them."""
     frame = _bent_frame(city, height, width, rng)
     sheet = Sheet(city, frame, height, width, base=TRACK if city.dirt_roads else ASPHALT)
@@ -128,9 +126,7 @@ def _lines(
         ats.append(ats[-1] + rng.uniform(*pitch_px))
     while ats[0] > -reach:
         ats.insert(0, ats[0] - rng.uniform(*pitch_px))
-    widths = [
-        rng.uniform(36, 40) if rng.random() < 0.16 else rng.uniform(*city.street_px) for _ in range(len(ats))
-    ]
+    widths = [rng.uniform(36, 40) if rng.random() < 0.16 else rng.uniform(*city.street_px) for _ in range(len(ats))]
     return [_Line(at, width) for at, width in zip(ats, widths, strict=True)]
 
 

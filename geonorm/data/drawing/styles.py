@@ -18,9 +18,7 @@ Texture = Literal["shingle", "tile", "tin", "flat"]
 Species = Literal["broadleaf", "bare", "conifer", "palm"]
 
 # What the ground is made of: the numbers that the sheet of a scene is filled with.
-(GRASS, MEADOW, SOIL, CROP, ASPHALT, CONCRETE, PAVING, TRACK, WATER, MARK, HEDGE, FENCE, POOL, LITTER) = (
-    range(14)
-)
+(GRASS, MEADOW, SOIL, CROP, ASPHALT, CONCRETE, PAVING, TRACK, WATER, MARK, HEDGE, FENCE, POOL, LITTER) = range(14)
 LIVING = (GRASS, MEADOW, SOIL, CROP, LITTER)  # where snow stays
 
 

@@ -97,9 +97,7 @@ def _draw_court(sheet: Sheet, court: Block, rng: np.random.Generator) -> None:
     sheet.box(court.us, court.vs, PAVING, tone=rng.uniform(0.85, 1.0))
     for start, stop in _cut(court.vs, (40, 90), rng):
         for us in ((court.us[0], sum(court.us) / 2), (sum(court.us) / 2, court.us[1])):
-            sheet.box(
-                us, (start, stop), city.yard[int(rng.integers(len(city.yard)))], tone=rng.uniform(0.8, 1.1)
-            )
+            sheet.box(us, (start, stop), city.yard[int(rng.integers(len(city.yard)))], tone=rng.uniform(0.8, 1.1))
             if rng.random() < 0.6:
                 place = (rng.uniform(*us), rng.uniform(start, stop))
                 sheet.plant_any(*place, rng)
@@ -107,9 +105,7 @@ def _draw_court(sheet: Sheet, court: Block, rng: np.random.Generator) -> None:
                 half_along, half_across = rng.uniform(8, 18), rng.uniform(6, 12)
                 part = Part(0, 0, half_along, half_across, rng.uniform(9, 14), "flat")
                 place = (rng.uniform(us[0] + 20, us[1] - 12), (start + stop) / 2)
-                sheet.build(
-                    *place, [part], city.pick_roof(rng, large=True), turn=rng.choice((0, math.pi / 2))
-                )
+                sheet.build(*place, [part], city.pick_roof(rng, large=True), turn=rng.choice((0, math.pi / 2)))
         sheet.stroke(court.us, (start, start), width_px=1, material=FENCE, wall_px=6)
     middle = sum(court.us) / 2
     sheet.stroke((middle, middle), court.vs, width_px=1, material=FENCE, wall_px=6)

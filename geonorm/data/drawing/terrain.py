@@ -70,9 +70,7 @@ class Canvas:
         cols = slice(max(0, math.floor(col - reach_px)), min(width, math.ceil(col + reach_px) + 1))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
-    def put(
-        self, window: tuple[slice, slice], top: Field, albedo: Field, *, label: int | None = None
-    ) -> None:
+    def put(self, window: tuple[slice, slice], top: Field, albedo: Field, *, label: int | None = None) -> None:
         """Draw something into a window, wherever it is higher than what is there.
 
         Args:
@@ -105,10 +103,7 @@ def lay_ground(sheet: Sheet, rng: np.random.Generator) -> Canvas:
 
     texture = np.array([_TEXTURE[number] for number in range(len(_TEXTURE))], dtype=np.float32)
     palette = np.stack(
-        [
-            np.stack([linear(colour) for colour in sheet.city.ground[number]])
-            for number in range(len(_TEXTURE))
-        ]
+        [np.stack([linear(colour) for colour in sheet.city.ground[number]]) for number in range(len(_TEXTURE))]
     )
     material = _ragged(material, rng)
     blend = np.clip(0.5 + texture[:, 0][material] * spots, 0, 1)
@@ -128,12 +123,8 @@ def lay_ground(sheet: Sheet, rng: np.random.Generator) -> Canvas:
 def _ragged(material: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return the materials with the straight edges between natural ones frayed."""
     height, width = material.shape
-    rows = np.arange(height)[:, None] + np.rint(1.8 * smooth_noise(rng, height, width, cell_px=5)).astype(
-        np.intp
-    )
-    cols = np.arange(width)[None, :] + np.rint(1.8 * smooth_noise(rng, height, width, cell_px=5)).astype(
-        np.intp
-    )
+    rows = np.arange(height)[:, None] + np.rint(1.8 * smooth_noise(rng, height, width, cell_px=5)).astype(np.intp)
+    cols = np.arange(width)[None, :] + np.rint(1.8 * smooth_noise(rng, height, width, cell_px=5)).astype(np.intp)
     moved = material[np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)]
     natural = np.zeros(len(_TEXTURE), dtype=np.bool_)
     natural[[*LIVING, TRACK, WATER]] = True
