@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from tqdm import tqdm
 
 from geonorm.data.drawing.cities import CITIES
@@ -139,7 +138,7 @@ def write_inria_layout(
 
     for split, city, number in tqdm(tiles, desc="drawing", unit="tile", disable=not progress):
         scene = draw_scene(city.name, height, width, seed=_tile_seed(seed, number))
-        name, crs = f"{city.name}{number}.tif", CRS.from_epsg(city.epsg)
+        name, crs = f"{city.name}{number}.tif", f"EPSG:{city.epsg}"
         west = city.easting_m + (number - 1) * width * RESOLUTION_M
         transform = Affine(RESOLUTION_M, 0.0, west, 0.0, -RESOLUTION_M, city.northing_m)
         # Noise does not compress, and training reads the images again and again.

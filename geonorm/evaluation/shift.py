@@ -103,8 +103,12 @@ def shift_consistency(
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Return the probabilities of the classes, ``(N, K, h, w)``."""
-    return logits.float().softmax(1)
+    """Return the probabilities of the classes, ``(K, rows, W)``.
+
+    Taken after the rows of all grids are cut alike: the exponential function rounds differently in the tail of a row
+    than in its body, so equal logits in arrays of different shapes could get unequal probabilities.
+    """
+    return logits.float().contiguous().softmax(0)
 
 
 def rows_together(streams: Sequence[Iterator[Strip]]) -> Iterator[tuple[int, list[Tensor], Tensor]]:
@@ -130,7 +134,7 @@ def rows_together(streams: Sequence[Iterator[Strip]]) -> Iterator[tuple[int, lis
 def table(report: Report) -> str:
     """Return the report as a table for the terminal."""
     head = ("model", "raster", "move", "kind", "flips %", "max change", "mean change", "IoU of maps", "halo")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     rows += [_table_row(run, moved) for run in report["runs"] for moved in run["shifts"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -156,14 +160,15 @@ def _compare(
     found = [no_disagreement(len(jobs[0].model.spec.class_names)) for _ in jobs[1:]]
     streams = [
         job.strips(
-            finish=probabilities,
+            finish=lambda logits: logits,
             batch_size=batch_size,
             progress=progress and index == 0,
             title=f"{title}, {len(jobs)} grids",
         )
         for index, job in enumerate(jobs)
     ]
-    for row, (base, *others), valid in rows_together(streams):
+    for row, logits, valid in rows_together(streams):
+        base, *others = map(probabilities, logits)
         for which, other in enumerate(others):
             found[which] += disagreement(base, other, valid)
             picture.add(which, row, (base.max(0).indices != other.max(0).indices) & valid)
@@ -228,7 +233,7 @@ def _check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
 
 def _labels(paths: Sequence[str]) -> list[str]:
     """Return a short name for each checkpoint: its file's, with as many folders as make it unique."""
-    parts = [Path(path).with_suffix("").parts for path in paths]
+    parts = [Path(path or "model").with_suffix("").parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(part for part in path[-depth:] if part.strip("/")) for path in parts]
         if len(set(names)) == len(names):

@@ -182,7 +182,7 @@ class Job:
             [
                 f"source   {self.reader.path}: {plan.height} x {plan.width} px, {len(self.reader.bands)} bands, "
                 f"{self.reader.dtype}",
-                f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, each reads {plan.read_px} px, "
+                f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
                 f"{plan.overhead:.2f} times the compute",
                 f"halo     {self.halo.why}",
                 f"grid     anchored to the CRS at multiples of {plan.network.stride_px} px; "

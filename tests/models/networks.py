@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from geonorm.models import Rescale, UNet
 from geonorm.norms import BatchNorm, LocalContextNorm, NormFactory
@@ -81,3 +82,77 @@ def torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class Skip(nn.Module):
+    """A chain of layers with a way around it, so that both must agree on the size."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.chain = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map plus what the chain makes of it."""
+        return x + self.chain(x)
+
+
+class TransposedConv(nn.Module):
+    """A transposed convolution whose map is cut to whole multiples of its input."""
+
+    def __init__(self, kernel: int, *, stride: int, first: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(4, 4, kernel, stride=stride)
+        self.stride, self.first = stride, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``stride`` times as many rows and columns."""
+        rows, cols = (slice(self.first, self.first + self.stride * side) for side in x.shape[-2:])
+        return self.conv(x)[..., rows, cols]
+
+
+def _conv(kernel: int | tuple[int, int] = 3, *, out_channels: int = 4, **settings: Any) -> nn.Module:
+    return nn.Conv2d(4, out_channels, kernel, **settings)
+
+
+def _transposed(kernel: int, **settings: Any) -> nn.Module:
+    return nn.Sequential(_conv(2, stride=2), nn.ConvTranspose2d(4, 4, kernel, stride=2, **settings))
+
+
+EXACT_BODIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "dilated": _conv(dilation=3, padding=3),
+    "even kernel, padded apart": nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), _conv(4)),
+    "one axis": _conv((5, 1), padding=(2, 0)),
+    "strided, nearest": nn.Sequential(_conv(stride=2, padding=1), nn.Upsample(scale_factor=2)),
+    "stride 3, nearest": Skip(_conv(stride=3), nn.Upsample(scale_factor=3)),
+    "strided twice, transposed": nn.Sequential(
+        _conv(stride=2, padding=1), _conv(stride=2, padding=1), _conv(padding=1), nn.ConvTranspose2d(4, 4, 4, 4)
+    ),
+    "transposed 2": _transposed(2),
+    "transposed, stride 1": nn.ConvTranspose2d(4, 4, 3, padding=1),
+    "average pool 3": nn.AvgPool2d(3, stride=1, padding=1),
+    "max pool 3": nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), nn.Upsample(scale_factor=2)),
+    "dilated max pool": nn.MaxPool2d(2, stride=1, padding=1, dilation=2),
+    "pool along one axis": nn.Sequential(nn.MaxPool2d((2, 1)), nn.Upsample(scale_factor=(2, 1))),
+    "nearest-exact": nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2, mode="nearest-exact")),
+    "pixel shuffle": nn.Sequential(_conv(2, out_channels=16, stride=2), nn.PixelShuffle(2)),
+    "padded and cut": lambda x: F.pad(x, (3, 1, 0, 2))[:, :, 1:-1, 4:],
+    "cut on all sides": lambda x: x[..., 2:-2, 2:-2],
+    "sum of two ways": lambda x: F.avg_pool2d(x, 3, 1, 1) + F.max_pool2d(x, 5, 1, 2),
+    "two ways side by side": lambda x: torch.cat([x, F.avg_pool2d(x, 7, 1, 3)], dim=1),
+    "over channels": lambda x: x.softmax(1) + x.mean(1, keepdim=True) + x.sum(1, keepdim=True),
+    "the greater of two": lambda x: torch.maximum(x, F.avg_pool2d(x, 3, 1, 1).clamp(min=0)),
+    "torch's batch norm": nn.BatchNorm2d(4),
+    "pointwise": nn.Sequential(nn.PReLU(), nn.GELU(), nn.Dropout2d(), nn.LeakyReLU(inplace=True)),
+}
+"""What is put into a `Network`: the geometry knows to the pixel how far these see."""
+
+ROUNDED_BODIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "bilinear 2": nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear")),
+    "bilinear 3": Skip(_conv(stride=3), nn.Upsample(scale_factor=3, mode="bilinear")),
+    "bilinear 4": nn.Sequential(_conv(4, stride=4), nn.Upsample(scale_factor=4, mode="bilinear")),
+    "transposed 3": _transposed(3, padding=1, output_padding=1),
+    "transposed 4": _transposed(4, padding=1),
+    "transposed, dilated": _transposed(3, padding=2, dilation=2, output_padding=1),
+    "transposed 5, stride 3": Skip(_conv(stride=3), TransposedConv(5, stride=3, first=1)),
+}
+"""Of these it knows it up to a stride: phases that see less are counted like the one that sees most."""

@@ -47,7 +47,8 @@ def seen_by_change(network: nn.Module, geometry: TileGeometry, *, bands: int = 3
 def _images(geometry: TileGeometry, bands: int, upto_px: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """Return one image for each phase of the stride, and the pixel of it that is to be spoilt."""
     stride = geometry.stride_px
-    reach = max(upto_px, geometry.halo_px or 0) + stride  # what reaches further is seen too
+    reach = max(upto_px, geometry.halo_px or 0)
+    reach += min(reach, 64) + stride  # the windows of cells at the border reach farther inwards
     side = geometry.read_px(2 * (reach + geometry.margin_px + stride))
     image = torch.rand(stride, bands, side, side, generator=torch.Generator().manual_seed(0))
     middle = side // 2 // stride * stride

@@ -156,7 +156,7 @@ def _draw_lot(sheet: Sheet, lot: _Lot, roof: Roof, rng: np.random.Generator) -> 
     _draw_fences(sheet, lot, setback, rng)
 
     if rng.random() < 0.95:
-        parts = house_parts(half_along, half_across, roof, city, rng, joined=joined)
+        parts = _house_parts(half_along, half_across, roof, city, rng, joined=joined)
         turn = lot.turn + (0.0 if joined else rng.normal(0, 0.03))
         sheet.build(*lot.at(middle_t, middle_s), parts, roof, turn=turn)
         for _ in range(int(rng.poisson(2.5))):
@@ -165,7 +165,7 @@ def _draw_lot(sheet: Sheet, lot: _Lot, roof: Roof, rng: np.random.Generator) -> 
             sheet.plant(*lot.at(t, beside), rng.uniform(1.8, 3.6), "broadleaf")
 
 
-def house_parts(
+def _house_parts(
     half_along: float, half_across: float, roof: Roof, city: City, rng: np.random.Generator, *, joined: bool
 ) -> list[Part]:
     """Return the wings of a dwelling: a plain one, an L, a T, or one with a lower garage."""
