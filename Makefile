@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := $(wildcard benchmarks/*.py)
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 SCRIPTS := $(BENCHMARKS) $(wildcard data_scripts/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

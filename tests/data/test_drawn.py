@@ -297,9 +297,7 @@ def test_tiles_differ_and_the_same_seed_writes_the_same_ones(tmp_path: Path) -> 
 
 def test_a_city_for_training_and_testing_at_once_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigError, match="alder"):
-        write_inria_layout(
-            tmp_path, cities=["alder"], tiles_per_city=1, size_px=64, seed=0, test_cities=["alder"]
-        )
+        write_inria_layout(tmp_path, cities=["alder"], tiles_per_city=1, size_px=64, seed=0, test_cities=["alder"])
 
     assert not list(tmp_path.iterdir())
 

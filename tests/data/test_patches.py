@@ -141,29 +141,29 @@ def test_a_patch_is_what_rasterio_reads_at_its_place(tmp_path: Path) -> None:
 def test_every_place_is_drawn_about_equally_often(tmp_path: Path) -> None:
     dataset = patches(tmp_path, places(33, 35))
 
-    drawn = Counter(top_left(dataset[number]) for number in range(400))
+    drawn = Counter(top_left(dataset[number]) for number in range(240))
 
     assert set(drawn) == {(row, col) for row in range(2) for col in range(4)}
-    assert min(drawn.values()) > 25  # 50 are expected; 25 lie 3.8 deviations below
+    assert min(drawn.values()) > 10  # 30 are expected; 10 lie 3.9 deviations below
 
 
 def test_every_turn_is_drawn_about_equally_often_and_apart_from_the_place(tmp_path: Path) -> None:
     dataset = patches(tmp_path, places(32, 33))
-    samples = [dataset[number] for number in range(800)]
+    samples = [dataset[number] for number in range(320)]
 
     drawn = Counter((top_left(sample), int(sample["turn"])) for sample in samples)
 
     assert len(drawn) == 2 * 8
-    assert min(drawn.values()) > 25  # 50 are expected
+    assert min(drawn.values()) > 4  # 20 are expected; 4 lie 3.7 deviations below
 
 
 def test_an_image_is_drawn_in_proportion_to_its_pixels(tmp_path: Path) -> None:
     small, large = (np.full((1, 40, width), value, np.uint8) for width, value in ((40, 1), (120, 2)))
     dataset = patches(tmp_path, small, large)
 
-    times = sum(int(dataset[number]["image"][0, 0, 0]) == 2 for number in range(400))
+    times = sum(int(dataset[number]["image"][0, 0, 0]) == 2 for number in range(200))
 
-    assert abs(times - 300) < 35  # four deviations of a binomial of 400 and 3/4
+    assert abs(times - 150) < 25  # four deviations of a binomial of 200 and 3/4
 
 
 # What a sample holds
@@ -191,7 +191,6 @@ def test_values_of_every_type_come_out_as_they_are_in_the_file(tmp_path: Path, d
 
     assert float(found[0, 0, 0]) == largest
     assert torch.equal(found, found[0, 0, 0].expand_as(found))
-    assert float((found.to(torch.float32) - 1).max()) == largest - 1  # torch itself cannot subtract uint16
 
 
 @pytest.mark.parametrize("size", [(20, 90), (60, 20), (20, 25), (17, 17), (5, 8), (1, 90), (60, 1), (1, 1)])

@@ -1,0 +1,124 @@
+"""Is the tiled map the whole-image pass, bit for bit? On a real raster, for several cores, grids and threads.
+
+python benchmarks/law.py RASTER CHECKPOINT [CHECKPOINT ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from affine import Affine
+from torch import Tensor
+
+from geonorm.inference.predict import Job, prepare
+from geonorm.models import tile_geometry
+from geonorm.raster.read import Reader, open_raster
+from geonorm.raster.window import Window
+from geonorm.raster.write import write_image
+from geonorm.tasks.checkpoint import TrainedModel, load_model
+
+HEIGHT, WIDTH = 2048, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One way of tiling."""
+
+    core_px: int
+    offset_px: tuple[int, int]
+    threads: int
+
+
+def main(raster: str, checkpoints: list[str]) -> None:
+    """Print one JSON line per checkpoint and way of tiling."""
+    with tempfile.TemporaryDirectory() as folder, open_raster(raster, bands=[1, 2, 3]) as reader:
+        height, width = min(HEIGHT, reader.grid.height), min(WIDTH, reader.grid.width)
+        part = _copy(reader, Window(0, 0, height, width), Path(folder) / "part.tif")
+        crop = _copy(reader, Window(3, 5, height - 3, width - 5), Path(folder) / "crop.tif")
+        for path in checkpoints:
+            _check(load_model(path), path, part, crop)
+
+
+def _check(model: TrainedModel, path: str, part: Path, crop: Path) -> None:
+    with open_raster(part, bands=[1, 2, 3]) as reader:
+        row, col = reader.grid.first_index
+        cases = [
+            Case(core_px=256, offset_px=(0, 0), threads=2),
+            Case(core_px=512, offset_px=(0, 0), threads=2),
+            Case(core_px=1024, offset_px=(0, 0), threads=2),
+            Case(core_px=512, offset_px=(0, 0), threads=1),
+            Case(core_px=512, offset_px=(128, 64), threads=2),
+            # The first core holds a single pixel of the raster: the one before the grid's next line.
+            Case(core_px=512, offset_px=(row + 1, col + 1), threads=2),
+        ]
+        whole: dict[tuple[int, int], Tensor] = {}
+        for case in cases:
+            torch.set_num_threads(case.threads)
+            job = prepare(model, reader, core_px=case.core_px, halo=_halo(model), grid_offset_px=case.offset_px)
+            stride = job.plan.network.stride_px
+            phase = (case.offset_px[0] % stride, case.offset_px[1] % stride)
+            if phase not in whole:
+                whole.clear()  # one whole-image pass takes gigabytes
+                whole[phase] = job.whole(finish=_logits).output
+            began = time.monotonic()
+            tiled = torch.cat([strip.output for strip in job.strips(finish=_logits)], dim=1)
+            _print(path, case, job, whole[phase], tiled, seconds=time.monotonic() - began)
+
+        torch.set_num_threads(2)
+        full = prepare(model, reader, core_px=512, halo=_halo(model))
+        with open_raster(crop, bands=[1, 2, 3]) as cropped:
+            job = prepare(model, cropped, core_px=512, halo=_halo(model))
+            inner = job.halo.halo_px + 3 * job.plan.network.stride_px
+            both = [
+                torch.cat([strip.output for strip in one.strips()], dim=0)[top:, left:]
+                for one, top, left in ((full, 3, 5), (job, 0, 0))
+            ]
+        a, b = (labels[inner:-inner, inner:-inner] for labels in both)
+        line = {"benchmark": "law", "checkpoint": path, "crop_by": [3, 5], "flips": int((a != b).sum())}
+        print(json.dumps({**line, "interior_px": list(a.shape)}), flush=True)
+
+
+def _halo(model: TrainedModel) -> int:
+    geometry = tile_geometry(model.network)
+    return geometry.core_halo_px if geometry.core_halo_px is not None else (geometry.local_halo_px or 0)
+
+
+def _print(path: str, case: Case, job: Job, whole: Tensor, tiled: Tensor, *, seconds: float) -> None:
+    line = {
+        "benchmark": "law",
+        "checkpoint": path,
+        "size": list(whole.shape[1:]),
+        "core_px": case.core_px,
+        "grid_offset_px": list(case.offset_px),
+        "threads": case.threads,
+        "halo_px": job.halo.halo_px,
+        "first_core_px": [next(axis.spans()).core_stop for axis in job.plan.axes],
+        "bitwise": torch.equal(whole, tiled),
+        "largest_difference": float((whole - tiled).abs().max()),
+        "flips": int((whole.max(0).indices != tiled.max(0).indices).sum()),
+        "seconds": round(seconds, 1),
+    }
+    print(json.dumps(line), flush=True)
+
+
+def _copy(reader: Reader, window: Window, target: Path) -> Path:
+    transform = reader.grid.transform @ Affine.translation(window.col, window.row)
+    write_image(target, reader.read(window).values, crs=reader.grid.crs, transform=transform, tiled=True)
+    return target
+
+
+def _logits(logits: Tensor) -> Tensor:
+    return logits
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        print(json.dumps({"benchmark": "law", "skipped": "give a raster and checkpoints"}))
+    else:
+        main(sys.argv[1], sys.argv[2:])
