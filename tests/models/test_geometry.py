@@ -69,10 +69,12 @@ def test_a_unet_sees_as_far_as_its_geometry_says(
 
 
 @pytest.mark.parametrize(
-    ("norm", "depth"), [(BatchNorm, 4), (local(window_px=17), 3)], ids=["BN, depth 4", "17 px, depth 3"]
+    ("norm", "depth", "width"),
+    [(BatchNorm, 4, 1), (local(window_px=17), 3, 2)],
+    ids=["BN, depth 4", "17 px, depth 3"],
 )
-def test_a_deep_unet_sees_as_far_as_its_geometry_says(norm: NormFactory, depth: int) -> None:
-    network = unet(norm, depth=depth, width=2, bands=1)
+def test_a_deep_unet_sees_as_far_as_its_geometry_says(norm: NormFactory, depth: int, width: int) -> None:
+    network = unet(norm, depth=depth, width=width, bands=1)
 
     geometry = tile_geometry(network)
 
