@@ -158,7 +158,7 @@ def write_image(
     path: str | os.PathLike[str],
     image: NDArray[Any],
     *,
-    crs: CRS | None = None,
+    crs: CRS | str | None = None,
     transform: Affine | None = None,
     nodata: float | None = None,
     tiled: bool = False,
@@ -266,7 +266,7 @@ def _create(
     shape: tuple[int, ...],
     dtype: str,
     *,
-    crs: CRS | None,
+    crs: CRS | str | None,
     transform: Affine | None,
     options: Mapping[str, Any],
 ) -> Any:

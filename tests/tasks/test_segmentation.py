@@ -1,0 +1,368 @@
+"""The task: its loss, its scores over whole tiles, its learning rate, its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from geonorm.data.spec import IGNORE_LABEL, INRIA, DatasetSpec
+from geonorm.errors import InvalidConfigError
+from geonorm.inference import predict_raster
+from geonorm.models import Rescale, UNet
+from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
+from geonorm.tasks import SegmentationTask
+from geonorm.tasks.checkpoint import load_model
+
+pytestmark = [
+    # Lightning advises workers where the machine has more than two cores; two tiny tiles need none.
+    pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
+    # Lightning asks torch for something that torch deprecates.
+    pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)"),
+]
+
+HEIGHT, WIDTH = 60, 90
+PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
+SPEC = INRIA.with_statistics((90.0, 110.0, 70.0), (40.0, 50.0, 30.0))
+NORMS: dict[str, NormFactory] = {
+    "BN": BatchNorm,
+    "LCN": partial(LocalContextNorm, window_px=9, group_size=2),
+    "GN": partial(GroupNorm, group_size=2),
+}
+each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+
+
+def draw(path: Path, values: NDArray[Any], **options: Any) -> str:
+    """Write a raster (C, H, W) with rasterio alone."""
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape, **options
+    ) as dataset:
+        dataset.write(values)
+    return str(path)
+
+
+def draw_tile(folder: Path, name: str, *, group: str, seed: int = 0) -> dict[str, str]:
+    """Write a tile with a hole of no data, and its mask; return them as the data module names them."""
+    random = np.random.default_rng(seed)
+    labels = random.random((HEIGHT // 5, WIDTH // 5)).repeat(5, 0).repeat(5, 1)[None] > 0.7
+    image = random.integers(1, 150, (3, HEIGHT, WIDTH)) + 100 * labels
+    image[:, 10:30, 25:50] = 0
+    return {
+        "image": draw(folder / f"{name}.tif", image.astype(np.uint8), nodata=0),
+        "labels": draw(folder / f"{name}_gt.tif", labels.astype(np.uint8) * 255),
+        "group": group,
+    }
+
+
+def small_task(
+    norm: NormFactory = BatchNorm, spec: DatasetSpec = SPEC, *, padding: str = "same", **settings: Any
+) -> SegmentationTask:
+    """Return a task whose tiny network calls about half of all pixels buildings."""
+    torch.manual_seed(0)
+    task = SegmentationTask(norm, spec, partial(UNet, depth=1, width=4, padding=padding), **settings)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 200
+    with torch.no_grad():
+        for _ in range(3):
+            task(image)  # for the running statistics
+        task.eval()
+        by_class = task(image).transpose(0, 1).flatten(1)
+        task.network.head.bias -= by_class.median(1).values
+    return task
+
+
+def trainer() -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def scores_of(task: SegmentationTask, samples: list[Any], **options: Any) -> dict[str, float]:
+    """Return what validation logs."""
+    [scores] = trainer().validate(task, DataLoader(samples, batch_size=None), verbose=False, **options)
+    return dict(scores)
+
+
+def saved(task: SegmentationTask, path: Path) -> Path:
+    """Return a checkpoint of the task, written by a Trainer."""
+    saving = trainer()
+    saving.strategy.connect(task)
+    saving.save_checkpoint(path)
+    return path
+
+
+# Loss
+
+
+def loss_of(task: SegmentationTask, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Return the loss, which must be what is logged."""
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(task, "log", lambda name, value, **options: logged.update({name: value}))
+    loss = task.training_step(batch, 0)
+    assert logged == {"train/loss": loss}
+    return loss
+
+
+def random_batch(*, ignored: float = 0.3) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    mask = torch.randint(0, 2, (2, 32, 32), generator=random, dtype=torch.uint8)
+    mask[torch.rand(2, 32, 32, generator=random) < ignored] = IGNORE_LABEL
+    return {"image": torch.rand(2, 3, 32, 32, generator=random) * 200, "mask": mask}
+
+
+@pytest.mark.parametrize(("padding", "margin_px"), [("same", 0), ("valid", 8)])
+def test_the_loss_is_the_mean_cross_entropy_of_the_pixels_that_count(
+    padding: str, margin_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, batch = small_task(padding=padding), random_batch()
+
+    loss = loss_of(task, batch, monkeypatch)
+
+    inner = slice(margin_px, 32 - margin_px)
+    labels = batch["mask"][:, inner, inner].numpy()
+    logits = task(batch["image"]).detach().double().numpy()
+    surprise = np.log(np.exp(logits).sum(1)) - np.where(labels == 1, logits[:, 1], logits[:, 0])
+    assert float(loss) == pytest.approx(surprise[labels != IGNORE_LABEL].mean(), rel=1e-5)
+
+
+def test_what_lies_under_ignored_labels_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = small_task(), random_batch()
+    loss_of(task, batch, monkeypatch).backward()
+    before = task.network.head.bias.grad.clone()
+    task.zero_grad()
+
+    logits = task(batch["image"])
+    counts = batch["mask"] != IGNORE_LABEL
+    nn.functional.cross_entropy(logits.permute(0, 2, 3, 1)[counts], batch["mask"][counts].long()).backward()
+
+    torch.testing.assert_close(task.network.head.bias.grad, before)
+
+
+def test_a_batch_without_a_single_label_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = small_task()
+
+    loss_of(task, random_batch(ignored=1.0), monkeypatch).backward()
+
+    assert all((weight.grad == 0).all() for weight in task.parameters())
+
+
+# Scores over whole tiles
+
+
+def scores_of_maps(checkpoint: Path, tiles: list[dict[str, str]], **options: Any) -> dict[str, float]:
+    """Return the scores of the maps that a checkpoint gives, counted with numpy."""
+    pixels: dict[str, list[NDArray[np.bool_]]] = {}
+    for tile in tiles:
+        target = Path(tile["image"]).with_suffix(".map.tif")
+        predict_raster(checkpoint, tile["image"], target, **options)
+        with rasterio.open(target) as labelled, rasterio.open(tile["labels"]) as truth:
+            labels, is_building = labelled.read(1), truth.read(1) > 0
+        seen = labels != 255
+        pixels.setdefault(tile["group"], []).append(np.stack([labels == 1, is_building])[:, seen])
+    found = {}
+    for group, parts in [("", sum(pixels.values(), [])), *((f"/{group}", parts) for group, parts in pixels.items())]:
+        called, is_building = np.concatenate(parts, axis=1)
+        found[f"val/iou{group}"] = (called & is_building).sum() / (called | is_building).sum()
+        found[f"val/accuracy{group}"] = (called == is_building).mean()
+    return found
+
+
+@each_norm
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.filterwarnings("ignore:The labels depend on the tiles")  # GN's do; the tiles are the same here
+def test_whole_tiles_score_as_the_maps_that_predict_writes(tmp_path: Path, norm: NormFactory, padding: str) -> None:
+    tiles = [
+        draw_tile(tmp_path, name, group=group, seed=seed)
+        for seed, (name, group) in enumerate([("a1", "austin"), ("a2", "austin"), ("v1", "vienna")])
+    ]
+    task = small_task(norm, padding=padding, eval_core_px=32)
+
+    scores = scores_of(task, tiles)
+
+    halo = task.geometry.local_halo_px
+    maps = scores_of_maps(saved(task, tmp_path / "m.ckpt"), tiles, core_px=32, halo=halo)
+    assert scores == pytest.approx(maps)
+    assert all(0.1 < score < 0.9 for score in scores.values())
+
+
+def test_a_checkpoint_scores_on_other_data_as_the_maps_it_writes_there(tmp_path: Path) -> None:
+    tiles = [draw_tile(tmp_path, "a1", group="austin")]
+    trained, elsewhere = small_task(), small_task(spec=INRIA.with_statistics((200.0,) * 3, (9.0,) * 3))
+    checkpoint = saved(trained, tmp_path / "m.ckpt")
+
+    scores = scores_of(elsewhere, tiles, ckpt_path=checkpoint)
+
+    assert scores == pytest.approx({name: scores_of_maps(checkpoint, tiles)[name] for name in scores})
+
+
+@pytest.mark.parametrize("norm", [NORMS["BN"], NORMS["LCN"]], ids=["BN", "LCN"])
+def test_scores_do_not_depend_on_the_core_where_the_halo_is_exact(tmp_path: Path, norm: NormFactory) -> None:
+    tiles = [draw_tile(tmp_path, "a1", group="austin")]
+
+    small, whole = (scores_of(small_task(norm, eval_core_px=core_px), tiles) for core_px in (16, 512))
+
+    assert small == whole
+
+
+def test_a_core_that_is_no_multiple_of_the_stride_is_enlarged(tmp_path: Path) -> None:
+    tiles = [draw_tile(tmp_path, "a1", group="austin")]
+
+    odd, even = (scores_of(small_task(NORMS["GN"], eval_core_px=core_px), tiles) for core_px in (31, 32))
+
+    assert odd == even
+
+
+def test_cities_are_told_apart_only_where_there_are_several(tmp_path: Path) -> None:
+    tiles = [draw_tile(tmp_path, "a1", group="austin"), draw_tile(tmp_path, "v1", group="vienna", seed=1)]
+
+    assert set(scores_of(small_task(), tiles[:1])) == {"val/iou", "val/accuracy"}
+    assert set(scores_of(small_task(), tiles)) == {
+        f"val/{score}{group}" for score in ("iou", "accuracy") for group in ("", "/austin", "/vienna")
+    }
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_batches_of_patches_are_scored_without_what_the_network_lacks_at_the_border(padding: str) -> None:
+    task, batch = small_task(padding=padding), random_batch()
+
+    scores = scores_of(task, [batch, batch])
+
+    logits = task(batch["image"])
+    margin_px = (32 - logits.shape[-1]) // 2
+    inner = slice(margin_px, 32 - margin_px)
+    labels, called = batch["mask"][:, inner, inner].numpy(), logits.argmax(1).numpy()
+    right = (called == labels)[labels != IGNORE_LABEL].mean()
+    assert scores["val/accuracy"] == pytest.approx(right)
+
+
+def test_every_validation_counts_anew(tmp_path: Path) -> None:
+    task, tiles = small_task(), [draw_tile(tmp_path, f"a{seed}", group="austin", seed=seed) for seed in (0, 1)]
+
+    both = scores_of(task, tiles)
+    scores_of(task, tiles[:1])
+
+    assert scores_of(task, tiles) == both
+
+
+def test_testing_scores_as_validation_does(tmp_path: Path) -> None:
+    task, tiles = small_task(), [draw_tile(tmp_path, "a1", group="austin")]
+
+    [tested] = trainer().test(task, DataLoader(tiles, batch_size=None), verbose=False)
+
+    assert tested == {name.replace("val", "test"): score for name, score in scores_of(task, tiles).items()}
+
+
+# Making a task
+
+
+@pytest.mark.parametrize("spec", [SPEC, INRIA], ids=["measured", "unknown"])
+def test_the_network_scales_by_the_statistics_of_the_data(spec: DatasetSpec) -> None:
+    task = SegmentationTask(BatchNorm, spec, partial(UNet, depth=1, width=4))
+
+    [rescale] = [module for module in task.modules() if isinstance(module, Rescale)]
+
+    assert tuple(rescale.mean.tolist()) == (spec.band_means or (0, 0, 0))
+    assert tuple(rescale.deviation.tolist()) == (spec.band_deviations or (1, 1, 1))
+
+
+def test_the_network_has_the_bands_and_classes_of_the_data() -> None:
+    spec = DatasetSpec(
+        bands=("red", "near infrared"),
+        class_names=("water", "forest", "built"),
+        class_colors=((0, 0, 0),) * 3,
+        scored_classes=(0, 1, 2),
+    )
+
+    task = SegmentationTask(BatchNorm, spec, partial(UNet, depth=1, width=4))
+
+    assert task(torch.zeros(1, 2, 8, 12)).shape == (1, 3, 8, 12)
+
+
+def test_the_learning_rate_falls_to_a_tenth_at_each_milestone() -> None:
+    [optimizer], [schedule] = small_task(learning_rate=0.5, lr_milestones=[2, 3]).configure_optimizers()
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
+
+
+def test_every_parameter_is_trained() -> None:
+    task = small_task()
+
+    [optimizer], _ = task.configure_optimizers()
+
+    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert trained == {id(weight) for weight in task.parameters()}
+
+
+class Unscaled(nn.Module):
+    """A network that does not scale its input."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, norm: NormFactory) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(in_channels, num_classes, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(SegmentationTask, BatchNorm, SPEC, Unscaled), "Unscaled has no Rescale"),
+        (partial(SegmentationTask, BatchNorm, SPEC, learning_rate=0), "learning_rate must be greater than 0"),
+        (partial(SegmentationTask, lambda channels, *, stride: nn.Identity(), SPEC), "norm must be a class"),
+        (partial(SegmentationTask, nn.BatchNorm2d, SPEC), r"Use geonorm\.norms\.BatchNorm"),
+        (partial(SegmentationTask, BatchNorm, SPEC, eval_core_px=0), "eval_core_px must be"),
+    ],
+    ids=["unscaled", "learning rate", "nameless norm", "torch's norm", "core"],
+)
+def test_what_cannot_work_is_refused_at_once(make: Callable[[], SegmentationTask], message: str) -> None:
+    with pytest.raises(InvalidConfigError, match=message):
+        make()
+
+
+# Checkpoint
+
+
+@each_norm
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_checkpoint_holds_the_whole_model_as_plain_data(tmp_path: Path, norm: NormFactory, padding: str) -> None:
+    task = small_task(norm, padding=padding)
+    image = random_batch()["image"]
+
+    path = saved(task, tmp_path / "m.ckpt")
+
+    assert "geonorm" in torch.load(path, weights_only=True)
+    model = load_model(path)
+    assert model.spec == task.spec
+    assert torch.equal(model.network(image), task.eval()(image))
+
+
+def test_a_checkpoint_loads_into_a_task_again(tmp_path: Path) -> None:
+    trained, fresh = small_task(), small_task(spec=INRIA)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight += 0.1
+
+    content = torch.load(saved(trained, tmp_path / "m.ckpt"), weights_only=True)
+    fresh.load_state_dict(content["state_dict"])
+
+    image = random_batch()["image"]
+    assert torch.equal(fresh(image), trained(image))
