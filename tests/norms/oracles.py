@@ -101,9 +101,7 @@ def local_context_norm(
     return scaled(normal, weight=weight, bias=bias)
 
 
-def window_moments(
-    x: Tensor, *, window: tuple[int, int], group_size: int, border: Border
-) -> tuple[Tensor, Tensor]:
+def window_moments(x: Tensor, *, window: tuple[int, int], group_size: int, border: Border) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of every cell's window, each `(N, C / group_size, H, W)`."""
     height, width = x.shape[2:]
     moments = [
@@ -116,9 +114,7 @@ def window_moments(
     return mean, variance
 
 
-def box_moments(
-    x: Tensor, *, window: tuple[int, int], group_size: int, border: Border
-) -> tuple[Tensor, Tensor]:
+def box_moments(x: Tensor, *, window: tuple[int, int], group_size: int, border: Border) -> tuple[Tensor, Tensor]:
     """Return what `window_moments` returns, for large maps: running sums in float64, mean removed first."""
     row_spans = torch.tensor(spans(x.shape[2], window[0], border))
     col_spans = torch.tensor(spans(x.shape[3], window[1], border))

@@ -112,9 +112,7 @@ def gradients(case: Case, layer: nn.Module, x: Tensor, upstream: Tensor) -> tupl
 @every_norm
 @both_modes
 @every_dtype
-def test_the_output_has_the_shape_and_the_dtype_of_the_input(
-    case: Case, training: bool, dtype: torch.dtype
-) -> None:
+def test_the_output_has_the_shape_and_the_dtype_of_the_input(case: Case, training: bool, dtype: torch.dtype) -> None:
     x = random_map(2, CHANNELS, 9, 14, dtype=dtype)
 
     y = case.layer(training=training)(x)
@@ -139,9 +137,7 @@ def test_the_output_has_the_memory_format_of_the_input(
 @every_norm
 @both_modes
 @both_formats
-def test_the_input_is_never_written_to(
-    case: Case, training: bool, memory_format: torch.memory_format
-) -> None:
+def test_the_input_is_never_written_to(case: Case, training: bool, memory_format: torch.memory_format) -> None:
     x = random_map(2, CHANNELS, 9, 14).contiguous(memory_format=memory_format).requires_grad_()
     upstream = random_map(2, CHANNELS, 9, 14, seed=3).contiguous(memory_format=memory_format)
     before, upstream_before = x.detach().clone(), upstream.clone()
@@ -205,9 +201,7 @@ def test_a_float64_layer_is_as_exact_as_its_oracle(case: Case, training: bool) -
 @every_norm
 @both_modes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_half_precision_layer_takes_its_statistics_in_float32(
-    case: Case, training: bool, dtype: torch.dtype
-) -> None:
+def test_a_half_precision_layer_takes_its_statistics_in_float32(case: Case, training: bool, dtype: torch.dtype) -> None:
     layer = case.layer(training=training).to(dtype)
     x = random_map(3, CHANNELS, 24, 31, mean=20, dtype=dtype)
     expected = case.oracle(x.double(), copy.deepcopy(layer).double())
@@ -315,9 +309,7 @@ def test_a_map_of_one_pixel_is_finite_and_right(case: Case, training: bool, samp
 @every_norm
 @both_modes
 @both_formats
-def test_the_gradient_is_that_of_the_oracle(
-    case: Case, training: bool, memory_format: torch.memory_format
-) -> None:
+def test_the_gradient_is_that_of_the_oracle(case: Case, training: bool, memory_format: torch.memory_format) -> None:
     layer = case.layer(training=training).double()
     x = random_map(3, CHANNELS, 7, 11, dtype=torch.float64).contiguous(memory_format=memory_format)
     upstream = random_map(3, CHANNELS, 7, 11, seed=3, dtype=torch.float64)
@@ -346,9 +338,7 @@ def test_the_gradient_is_accurate_in_float32(case: Case, training: bool, mean: f
 @every_norm
 @both_modes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_gradient_of_a_half_precision_map_has_its_dtype(
-    case: Case, training: bool, dtype: torch.dtype
-) -> None:
+def test_the_gradient_of_a_half_precision_map_has_its_dtype(case: Case, training: bool, dtype: torch.dtype) -> None:
     layer, x = case.layer(training=training), random_map(3, CHANNELS, 7, 11, mean=2, dtype=dtype)
     upstream = random_map(3, CHANNELS, 7, 11, seed=3, dtype=dtype)
 
@@ -516,13 +506,9 @@ def test_a_wrong_number_of_channels_is_an_error(case: Case, shape: tuple[int, ..
 
 
 @every_norm
-@pytest.mark.parametrize(
-    "shape", [(CHANNELS,), (2, CHANNELS), (CHANNELS, 9, 14), (1, 2, CHANNELS, 9, 14)], ids=str
-)
+@pytest.mark.parametrize("shape", [(CHANNELS,), (2, CHANNELS), (CHANNELS, 9, 14), (1, 2, CHANNELS, 9, 14)], ids=str)
 @both_modes
-def test_a_tensor_that_is_not_a_batch_of_maps_is_an_error(
-    case: Case, shape: tuple[int, ...], training: bool
-) -> None:
+def test_a_tensor_that_is_not_a_batch_of_maps_is_an_error(case: Case, shape: tuple[int, ...], training: bool) -> None:
     layer = case.layer(training=training)
 
     with pytest.raises(InvalidConfigError, match=r"(?s).+"):

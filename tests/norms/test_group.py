@@ -55,9 +55,7 @@ def test_one_channel_a_group_is_instance_norm() -> None:
 @pytest.mark.parametrize("group_size", [1, 4, 8])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("mean", [0, 10, 100, 1000])
-def test_a_large_mean_costs_little_accuracy(
-    group_size: int, memory_format: torch.memory_format, mean: float
-) -> None:
+def test_a_large_mean_costs_little_accuracy(group_size: int, memory_format: torch.memory_format, mean: float) -> None:
     layer = GroupNorm(8, group_size=group_size).requires_grad_(False)
     x = random_map(1, 8, 512, 512, mean=mean).contiguous(memory_format=memory_format)
     weight, bias = layer.weight.double(), layer.bias.double()

@@ -44,9 +44,7 @@ def test_the_six_control_parameters_learn_and_the_running_statistics_do_not() ->
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(
-    "shape", [(3, 6, 9, 14), (1, 6, 9, 14), (2, 6, 1, 14), (4, 6, 1, 1), (1, 1, 5, 4)], ids=str
-)
+@pytest.mark.parametrize("shape", [(3, 6, 9, 14), (1, 6, 9, 14), (2, 6, 1, 14), (4, 6, 1, 1), (1, 1, 5, 4)], ids=str)
 @pytest.mark.parametrize("mean", [0, 5, 100])
 def test_it_computes_what_the_definitions_of_the_paper_give(
     shape: tuple[int, int, int, int], mean: float, training: bool
@@ -113,9 +111,7 @@ def test_the_running_statistics_of_half_precision_maps_are_float32(dtype: torch.
     assert (layer.running_mean.dtype, layer.running_var.dtype) == (torch.float32, torch.float32)
     exact = x.double()
     torch.testing.assert_close(layer.running_mean.double(), exact.mean(dim=(0, 2, 3)), rtol=1e-5, atol=0)
-    torch.testing.assert_close(
-        layer.running_var.double(), exact.var(dim=(0, 2, 3), correction=0), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(layer.running_var.double(), exact.var(dim=(0, 2, 3), correction=0), rtol=1e-4, atol=0)
 
 
 def test_evaluation_leaves_the_running_statistics_alone() -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from geonorm.data.spec import IGNORE_LABEL, INRIA, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.inference import predict_raster
-from geonorm.models import Rescale, UNet
+from geonorm.models import Rescale, UNet, tile_geometry
 from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
 from geonorm.tasks import SegmentationTask
 from geonorm.tasks.checkpoint import load_model
@@ -138,7 +138,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_pixels_that_count(
     labels = batch["mask"][:, inner, inner].numpy()
     logits = task(batch["image"]).detach().double().numpy()
     surprise = np.log(np.exp(logits).sum(1)) - np.where(labels == 1, logits[:, 1], logits[:, 0])
-    assert float(loss) == pytest.approx(surprise[labels != IGNORE_LABEL].mean(), rel=1e-5)
+    assert loss.item() == pytest.approx(surprise[labels != IGNORE_LABEL].mean(), rel=1e-5)
 
 
 def test_what_lies_under_ignored_labels_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_whole_tiles_score_as_the_maps_that_predict_writes(tmp_path: Path, norm:
 
     scores = scores_of(task, tiles)
 
-    halo = task.geometry.local_halo_px
+    halo = tile_geometry(small_task(norm, padding=padding).network).local_halo_px
     maps = scores_of_maps(saved(task, tmp_path / "m.ckpt"), tiles, core_px=32, halo=halo)
     assert scores == pytest.approx(maps)
     assert all(0.1 < score < 0.9 for score in scores.values())
@@ -208,7 +208,8 @@ def test_a_checkpoint_scores_on_other_data_as_the_maps_it_writes_there(tmp_path:
 
     scores = scores_of(elsewhere, tiles, ckpt_path=checkpoint)
 
-    assert scores == pytest.approx({name: scores_of_maps(checkpoint, tiles)[name] for name in scores})
+    maps = scores_of_maps(checkpoint, tiles)
+    assert scores == pytest.approx({name: maps[name] for name in scores})
 
 
 @pytest.mark.parametrize("norm", [NORMS["BN"], NORMS["LCN"]], ids=["BN", "LCN"])
