@@ -53,6 +53,10 @@ def _conv2d_arguments(
     stride, padding, dilation = (
         [value, value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)
     )
+    if input.shape[1] == 1:
+        # With a single input channel oneDNN picks kernels by the size of the map; an empty second channel keeps it
+        # from that, and adds nothing.
+        input, weight = (torch.cat([x, torch.zeros_like(x)], dim=1) for x in (input, weight))
     return (_channels_last(input), _channels_last(weight), bias, padding, stride, dilation, groups)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import lcm
 from typing import Any
 
@@ -66,19 +67,59 @@ def tile_geometry(model: nn.Module) -> TileGeometry:
     ghost = copy.deepcopy(model).to("meta").eval()
     bands = _bands(ghost)
     side = _a_side_it_takes(ghost, bands)
+    trace, output = _traced(ghost, bands, side)
+    return _summary(trace, ghost, output, side=side, bands=bands)
 
+
+@dataclass(frozen=True, kw_only=True)
+class SeenMap:
+    """The map that a module gets as its input."""
+
+    shape: tuple[int, ...]
+    """Its shape for a trial image."""
+    stride_px: int
+    """Input pixels that one of its cells spans."""
+
+
+def seen_maps(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, SeenMap]:
+    """Return what the modules that are wanted get as input, by name; found by the same pass."""
+    ghost = copy.deepcopy(model).to("meta").eval()
+    bands = _bands(ghost)
+    side = _a_side_it_takes(ghost, bands)
+    seen: dict[str, SeenMap] = {}
+
+    def look(trace: _Trace) -> None:
+        for name, module in ghost.named_modules():
+            if wanted(module):
+                module.register_forward_pre_hook(partial(note, trace, name))
+
+    def note(trace: _Trace, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0]
+        reach = trace.reach_of(x)
+        # A map without a reach comes after something that sees everything: go by its size.
+        cells = x.shape[-1] if x.dim() == 4 else 1
+        stride = reach.stride[0] if reach is not None else Fraction(side, max(1, cells))
+        seen[name] = SeenMap(shape=tuple(x.shape), stride_px=max(1, round(stride)))
+
+    _traced(ghost, bands, side, look)
+    return seen
+
+
+def _traced(
+    ghost: nn.Module, bands: int, side: int, look: Callable[[_Trace], None] = lambda trace: None
+) -> tuple[_Trace, Tensor]:
+    """Run the model once under a trace; once more where a block turns out not to hold whole cells."""
     block = 64
     while True:
         trace = _Trace(block)
+        look(trace)
         with torch.no_grad(), trace.naming(ghost), trace:
             image = torch.empty(1, bands, side, side, device="meta")
             trace.start(image)
             output = ghost(image)
         if trace.needed_block == block:
-            break
+            return trace, output
         block = trace.needed_block
-
-    return _summary(trace, ghost, output, side=side, bands=bands)
 
 
 @dataclass(frozen=True)
@@ -207,7 +248,8 @@ class _Trace(TorchDispatchMode):
         # Before the call, since an operator that works in place hands back its own argument.
         sources = [reach for reach in map(self.reach_of, _tensors(args, kwargs)) if reach is not None]
         result = func(*args, **kwargs)
-        output = result[0] if isinstance(result, tuple | list) else result
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        output = outputs[0]
         if not sources or not isinstance(output, Tensor):
             return result
 
@@ -218,16 +260,30 @@ class _Trace(TorchDispatchMode):
             reach = rule(self, sources, output, **_named(func, args, kwargs))
         except _SeesEverythingError:
             self._note(func)
-            reach = _if_same_size(self.block, sources, output)
+            reach = self._as_if_local(args, kwargs, output)
         if reach is not None:
             self.strides.update(reach.stride)
-            self._reaches[output] = reach
+            for other in outputs:  # mean and variance, values and their indices
+                if isinstance(other, Tensor) and other.shape[-2:] == output.shape[-2:]:
+                    self._reaches[other] = reach
         return result
 
     def _note(self, func: Any) -> None:
         where = self._where[-1] if self._where else "model"
         operator = func.overloadpacket.__name__
         self.unbounded.append(where if operator in STATISTICS else f"{where}: {operator}")
+
+    def _as_if_local(self, args: Any, kwargs: dict[str, Any], output: Tensor) -> Reach | None:
+        """Return the reach that the result would have if the operator saw a cell and its neighbours only."""
+        for image in _tensors(args, kwargs):
+            reach = self.reach_of(image)
+            if reach is None or image.dim() != 4 or output.dim() != 4 or 1 in output.shape[-2:]:
+                continue
+            steps = [Fraction(image.shape[dim], output.shape[dim]) for dim in (-2, -1)]
+            if all(step.numerator == 1 or step.denominator == 1 for step in steps):
+                taps = range(1) if steps == [1, 1] else range(-1, 2)
+                return _taps(self, reach, (taps, taps), (steps[0], steps[1]))
+        return None
 
     def coarser(self, stride: Fraction) -> bool:
         """Return False, and remember, where a block does not hold whole cells of this stride."""
@@ -258,13 +314,6 @@ def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
     named = {arg.name: arg.default_value for arg in func._schema.arguments if arg.has_default_value()}
     named.update(zip((arg.name for arg in func._schema.arguments), args, strict=False))
     return {**named, **kwargs}
-
-
-def _if_same_size(block: int, sources: list[Reach], output: Tensor) -> Reach | None:
-    """Return the reach without the operator that sees everything, where its result lies on the same cells."""
-    if output.dim() != 4 or 1 in output.shape[-2:]:
-        return None
-    return _union(sources) if len({source.stride for source in sources}) == 1 else None
 
 
 def _union(sources: list[Reach]) -> Reach:
@@ -316,9 +365,15 @@ def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **_: Any) ->
 
 
 def _over_channels(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    dim = call["dim"]
-    dims = {d % 4 for d in ([dim] if isinstance(dim, int) else dim or range(4))}
-    if dims - {0, 1}:
+    dim, ndim = call["dim"], call["self"].dim()
+    dims = {d % ndim for d in ([dim] if isinstance(dim, int) else dim or range(ndim))}
+    if dims & {ndim - 1, ndim - 2}:
+        raise _SeesEverythingError
+    return _union(sources)
+
+
+def _stack(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    if call["dim"] % output.dim() >= output.dim() - 2:
         raise _SeesEverythingError
     return _union(sources)
 
@@ -452,8 +507,10 @@ RULES: dict[Any, Callable[..., Reach | None]] = {
     aten._softmax: _over_channels,
     aten._log_softmax: _over_channels,
     aten.mean: _over_channels,
+    aten.var_mean: _over_channels,
     aten.sum: _over_channels,
     aten.amax: _over_channels,
+    aten.stack: _stack,
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: _pool,
     aten.max_pool2d: _pool,

@@ -34,16 +34,12 @@ def draw(path: Path, values: NDArray[Any], *, pixel_m: float = 0.3, **options: A
     count, height, width = values.shape
     shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
     place = PLACE @ Affine.scale(pixel_m / 0.3)
-    with rasterio.open(
-        path, "w", driver="GTiff", crs="EPSG:32633", transform=place, **shape, **options
-    ) as dataset:
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32633", transform=place, **shape, **options) as dataset:
         dataset.write(values)
     return path
 
 
-def draw_pair(
-    folder: Path, name: str, image: NDArray[Any] | None = None, *, on: int = 255, **options: Any
-) -> None:
+def draw_pair(folder: Path, name: str, image: NDArray[Any] | None = None, *, on: int = 255, **options: Any) -> None:
     """Write an image and its mask, random both unless the image is given."""
     random = np.random.default_rng(0)
     image = random.integers(1, 256, (3, HEIGHT, WIDTH)).astype(np.uint8) if image is None else image
@@ -69,7 +65,9 @@ def trained_on(image: NDArray[Any], folder: Path, **settings: Any) -> InriaDataM
     options = {key: settings.pop(key) for key in ("nodata", "pixel_m") if key in settings}
     draw_pair(folder, "austin6", image, **options)
     draw_pair(folder, "austin1")
-    return InriaDataModule(folder, **{"patch_px": 32, "batch_size": 4, "patches_per_epoch": 8, "num_workers": 0} | settings)
+    return InriaDataModule(
+        folder, **{"patch_px": 32, "batch_size": 4, "patches_per_epoch": 8, "num_workers": 0} | settings
+    )
 
 
 # Layouts and splits
@@ -159,7 +157,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_one_missing_folder_of_several_is_named(tmp_path: Path) -> None:
-    assert problem([touch_pairs(tmp_path, "austin1", "austin6"), tmp_path / "nowhere"]).startswith(f"{tmp_path}/nowhere")
+    assert problem([touch_pairs(tmp_path, "austin1", "austin6"), tmp_path / "nowhere"]).startswith(
+        f"{tmp_path}/nowhere"
+    )
 
 
 def test_an_empty_folder_is_named_with_what_it_should_hold(tmp_path: Path) -> None:
@@ -263,7 +263,9 @@ def test_what_is_wrong_with_a_mask_is_one_line_from_a_worker_too(tmp_path: Path)
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_statistics_are_numpys_over_the_training_image(tmp_path: Path, dtype: str) -> None:
-    image = np.random.default_rng(0).normal([[[90]], [[120]], [[60]]], 20, (3, HEIGHT, WIDTH)).clip(0, 255).astype(dtype)
+    image = (
+        np.random.default_rng(0).normal([[[90]], [[120]], [[60]]], 20, (3, HEIGHT, WIDTH)).clip(0, 255).astype(dtype)
+    )
 
     spec = trained_on(image, tmp_path).spec
 
@@ -296,9 +298,7 @@ def test_pixels_without_data_do_not_count_in_the_statistics(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("float32", np.nan)])
-def test_values_that_one_band_lacks_do_not_count_in_the_statistics(
-    tmp_path: Path, dtype: str, nodata: float
-) -> None:
+def test_values_that_one_band_lacks_do_not_count_in_the_statistics(tmp_path: Path, dtype: str, nodata: float) -> None:
     image = np.full((3, HEIGHT, WIDTH), 80, dtype)
     image[0, :30] = nodata
 
@@ -399,9 +399,7 @@ def test_image_and_labels_are_turned_alike_on_the_device(tmp_path: Path) -> None
     image = labels[:, None].repeat(1, 3, 1, 1) * 100
     valid = torch.ones(8, 6, 6, dtype=torch.bool)
 
-    batch = data.on_after_batch_transfer(
-        {"image": image, "valid": valid, "mask": labels, "turn": torch.arange(8)}, 0
-    )
+    batch = data.on_after_batch_transfer({"image": image, "valid": valid, "mask": labels, "turn": torch.arange(8)}, 0)
 
     assert batch.keys() == {"image", "mask"}
     assert batch["image"].dtype == torch.float32
@@ -455,9 +453,7 @@ def test_batches_of_another_kind_are_left_alone(tmp_path: Path) -> None:
 def test_real_folders_give_plausible_facts_and_batches(real_data: Path) -> None:
     root = real_data / "buildings-rgb" / "oam-030"
     names = sorted(pair.name for pair in find_pairs(root))
-    data = InriaDataModule(
-        root, val_names=names[:1], patch_px=64, batch_size=4, patches_per_epoch=8, num_workers=0
-    )
+    data = InriaDataModule(root, val_names=names[:1], patch_px=64, batch_size=4, patches_per_epoch=8, num_workers=0)
 
     batch = data.on_after_batch_transfer(batches(data)[0], 0)
 

@@ -126,7 +126,7 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     pair = make_pair(tmp_path, random_labels()[None])
     Path(getattr(pair, missing)).unlink()
 
-    with pytest.raises(RasterError, match="there is no file .*tif"), open_pair(pair, bands=[1]):
+    with pytest.raises(RasterError, match=r"there is no file .*\.tif"), open_pair(pair, bands=[1]):
         pass
 
 

@@ -30,9 +30,7 @@ def draw(path: Path, values: NDArray[Any], **options: Any) -> str:
     """Write a raster (C, H, W) with rasterio alone."""
     count, height, width = values.shape
     shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
-    with rasterio.open(
-        path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape, **options
-    ) as dataset:
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape, **options) as dataset:
         dataset.write(values)
     return str(path)
 
@@ -107,9 +105,7 @@ def test_the_global_random_state_does_not_matter_and_is_left_alone(tmp_path: Pat
 def test_a_number_gives_the_same_sample_in_another_process(tmp_path: Path) -> None:
     dataset = patches(tmp_path, places())
 
-    there = DataLoader(
-        dataset, sampler=range(10), batch_size=None, num_workers=1, multiprocessing_context="spawn"
-    )
+    there = DataLoader(dataset, sampler=range(10), batch_size=None, num_workers=1, multiprocessing_context="spawn")
 
     assert [same(sample, dataset[number]) for number, sample in enumerate(there)] == [True] * 10
 
@@ -220,7 +216,7 @@ def test_pixels_without_data_do_not_count_and_have_no_label(tmp_path: Path) -> N
 
         hole = (sample["image"] == 0).all(0)
 
-        assert torch.equal(sample["valid"], ~hole)
+        assert torch.equal(sample["valid"].expand(2, 32, 32), ~hole.expand(2, 32, 32))
         assert torch.equal(sample["mask"] == IGNORE_LABEL, hole)
 
 
@@ -232,7 +228,7 @@ def test_holes_are_reflected_too(tmp_path: Path) -> None:
 
     hole = (sample["image"] == 0).all(0)
     assert int(hole.sum()) > 4 * 8
-    assert torch.equal(sample["valid"], ~hole)
+    assert torch.equal(sample["valid"].expand(2, 32, 32), ~hole.expand(2, 32, 32))
     assert torch.equal(sample["mask"] == IGNORE_LABEL, hole)
 
 

@@ -47,9 +47,7 @@ def draw(path: Path, values: NDArray[Any], **options: Any) -> str:
     """Write a raster (C, H, W) with rasterio alone."""
     count, height, width = values.shape
     shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
-    with rasterio.open(
-        path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape, **options
-    ) as dataset:
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape, **options) as dataset:
         dataset.write(values)
     return str(path)
 
@@ -167,17 +165,16 @@ def test_a_batch_without_a_single_label_teaches_nothing(monkeypatch: pytest.Monk
 
 def scores_of_maps(checkpoint: Path, tiles: list[dict[str, str]], **options: Any) -> dict[str, float]:
     """Return the scores of the maps that a checkpoint gives, counted with numpy."""
-    pixels: dict[str, list[NDArray[np.bool_]]] = {}
+    parts: list[tuple[str, NDArray[np.bool_]]] = []
     for tile in tiles:
         target = Path(tile["image"]).with_suffix(".map.tif")
         predict_raster(checkpoint, tile["image"], target, **options)
         with rasterio.open(target) as labelled, rasterio.open(tile["labels"]) as truth:
             labels, is_building = labelled.read(1), truth.read(1) > 0
-        seen = labels != 255
-        pixels.setdefault(tile["group"], []).append(np.stack([labels == 1, is_building])[:, seen])
+        parts.append((f"/{tile['group']}", np.stack([labels == 1, is_building])[:, labels != 255]))
     found = {}
-    for group, parts in [("", sum(pixels.values(), [])), *((f"/{group}", parts) for group, parts in pixels.items())]:
-        called, is_building = np.concatenate(parts, axis=1)
+    for group in ("", *dict(parts)):
+        called, is_building = np.concatenate([part for name, part in parts if name.startswith(group)], axis=1)
         found[f"val/iou{group}"] = (called & is_building).sum() / (called | is_building).sum()
         found[f"val/accuracy{group}"] = (called == is_building).mean()
     return found

@@ -1,0 +1,313 @@
+"""fit, validate and test from the command line: logs, checkpoints, resuming, repeating."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from geonorm.cli import main
+from geonorm.data import InriaDataModule
+from geonorm.tasks.checkpoint import load_model
+
+pytestmark = [
+    # LightningCLI uses four things of jsonargparse that are on their way out.
+    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*``ArgumentParser.add_instantiator`` was deprecated"),
+    pytest.mark.filterwarnings(r"ignore:\s*``instantiate_classes`` was deprecated"),
+    pytest.mark.filterwarnings(r"ignore:\s*skip_none parameter was deprecated"),
+    # Lightning advises workers where the machine has more than two cores; tiny scenes need none.
+    pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
+    # A resumed run is a new version, and keeps its checkpoints in a folder of its own.
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+]
+
+PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
+STEPS_PER_EPOCH = 8
+
+
+def draw(path: Path, values: NDArray[Any]) -> None:
+    """Write a raster (C, H, W) with rasterio alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32633", transform=PLACE, **shape) as dataset:
+        dataset.write(values)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four scenes of two cities: bright blocks are the buildings."""
+    root = tmp_path_factory.mktemp("scenes")
+    for seed, name in enumerate(["austin1", "austin6", "vienna2", "vienna7"]):
+        random = np.random.default_rng(seed)
+        labels = (random.random((6, 9)) < 0.4).repeat(10, 0).repeat(10, 1)[None]
+        image = random.integers(0, 100, (3, 60, 90)) + 120 * labels
+        draw(root / "images" / f"{name}.tif", image.astype(np.uint8))
+        draw(root / "gt" / f"{name}.tif", labels.astype(np.uint8) * 255)
+    return root
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training has left in its folder."""
+
+    folder: Path
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        """Return a checkpoint; loading it weights-only is part of every test that does."""
+        return torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.checkpoint("last")["state_dict"]
+
+    def logged(self, name: str) -> list[float]:
+        with (self.folder / "metrics.csv").open() as file:
+            return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def arguments(scenes: Path, root: Path, *more: str) -> list[str]:
+    """Return the settings of a tiny training."""
+    settings = {
+        "model.norm": "geonorm.norms.BatchNorm",
+        "model.network": "geonorm.models.UNet",
+        "model.network.depth": 1,
+        "model.network.width": 4,
+        "model.learning_rate": 0.02,
+        "model.lr_milestones": [1],
+        "data": "geonorm.data.InriaDataModule",
+        "data.root": scenes,
+        "data.patch_px": 32,
+        "data.batch_size": 4,
+        "data.patches_per_epoch": 4 * STEPS_PER_EPOCH,
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": root,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()] + [*more]
+
+
+def fit(scenes: Path, root: Path, *more: str) -> Run:
+    """Train, and return the newest run below ``root``."""
+    assert run(["fit", *arguments(scenes, root, *more)]) == 0
+    return newest(root)
+
+
+def newest(root: Path) -> Run:
+    return Run(max((root / "lightning_logs").iterdir(), key=lambda folder: int(folder.name.split("_")[1])))
+
+
+def run(words: list[str]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["geonorm"])  # LightningCLI warns of arguments beside its own
+        return main(words)
+
+
+@pytest.fixture(scope="module")
+def two_epochs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training of two epochs."""
+    return fit(scenes, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Workers of several threads each would wait for one another, and sum up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# What a run leaves behind
+
+
+def test_every_step_and_every_epoch_is_in_the_csv_log(two_epochs: Run) -> None:
+    assert len(two_epochs.logged("train/loss")) == 2 * STEPS_PER_EPOCH
+    assert len(two_epochs.logged("val/iou")) == 2
+    assert two_epochs.logged("lr-Adam") == pytest.approx([0.02, 0.002])
+
+
+def test_each_city_is_in_the_csv_log(two_epochs: Run) -> None:
+    for score in ("iou", "accuracy"):
+        for city in ("austin", "vienna"):
+            assert len(two_epochs.logged(f"val/{score}/{city}")) == 2
+
+
+def test_tensorboard_shows_what_the_csv_log_holds(two_epochs: Run) -> None:
+    events = EventAccumulator(str(two_epochs.folder)).Reload()
+
+    for name in ("train/loss", "val/iou", "val/iou/vienna"):
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(two_epochs.logged(name))
+
+
+def test_training_teaches_to_tell_buildings(two_epochs: Run) -> None:
+    assert two_epochs.logged("val/iou")[-1] > 0.5
+    assert two_epochs.logged("train/loss")[-1] < two_epochs.logged("train/loss")[0]
+
+
+def test_the_best_and_the_last_state_are_kept(two_epochs: Run) -> None:
+    scores = two_epochs.logged("val/iou")
+
+    assert two_epochs.checkpoint("best")["epoch"] == scores.index(max(scores))
+    assert two_epochs.checkpoint("last")["global_step"] == 2 * STEPS_PER_EPOCH
+    assert sorted(path.name for path in (two_epochs.folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_checkpoint_knows_network_norm_and_data(two_epochs: Run, scenes: Path, name: str) -> None:
+    model = load_model(two_epochs.folder / "checkpoints" / f"{name}.ckpt")
+
+    assert model.spec == InriaDataModule(scenes).spec
+    assert model.network_path == {
+        "class_path": "geonorm.models.UNet",
+        "init_args": {"depth": 1, "width": 4, "padding": "same", "norm_at": "every"},
+    }
+    assert model.norm_path["class_path"] == "geonorm.norms.BatchNorm"
+    assert model.network(torch.zeros(1, 3, 4, 6)).shape == (1, 2, 4, 6)
+
+
+def test_runs_without_logs_and_checkpoints_leave_their_settings_alone(scenes: Path, tmp_path: Path) -> None:
+    off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"]
+
+    codes = [run(["fit", *arguments(scenes, tmp_path, *off)]) for _ in range(2)]
+
+    assert codes == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+# Repeating and resuming
+
+
+def test_the_same_seed_gives_the_same_weights(two_epochs: Run, scenes: Path, tmp_path: Path) -> None:
+    torch.rand(3)  # whatever happened before
+
+    again = fit(scenes, tmp_path)
+
+    assert same(again.weights, two_epochs.weights)
+    assert again.logged("train/loss") == two_epochs.logged("train/loss")
+
+
+@pytest.mark.parametrize("seed", ["--seed_everything=1", "--data.seed=1"])
+def test_other_seeds_give_other_weights(two_epochs: Run, scenes: Path, tmp_path: Path, seed: str) -> None:
+    other = fit(scenes, tmp_path, seed, "--trainer.max_epochs=1")
+
+    assert other.logged("train/loss")[0] != two_epochs.logged("train/loss")[0]
+
+
+def test_the_configuration_that_a_run_saves_repeats_it(two_epochs: Run, tmp_path: Path) -> None:
+    saved = two_epochs.folder / "config.yaml"
+
+    code = run(["fit", f"--config={saved}", f"--trainer.default_root_dir={tmp_path}"])
+
+    assert code == 0
+    assert same(newest(tmp_path).weights, two_epochs.weights)
+
+
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(two_epochs: Run, scenes: Path, tmp_path: Path) -> None:
+    begun = fit(scenes, tmp_path, "--trainer.max_epochs=1")
+
+    resumed = fit(scenes, tmp_path, f"--ckpt_path={begun.folder}/checkpoints/last.ckpt")
+
+    assert resumed.folder != begun.folder
+    assert begun.checkpoint("last")["global_step"] == STEPS_PER_EPOCH
+    assert resumed.checkpoint("last")["global_step"] == 2 * STEPS_PER_EPOCH
+    assert same(resumed.weights, two_epochs.weights)
+
+
+# Scoring
+
+
+@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+def test_a_checkpoint_scores_as_it_did_in_training(
+    two_epochs: Run, scenes: Path, tmp_path: Path, command: str, stage: str
+) -> None:
+    checkpoint = f"--ckpt_path={two_epochs.folder}/checkpoints/last.ckpt"
+
+    assert run([command, *arguments(scenes, tmp_path, checkpoint)]) == 0
+
+    for name in ("iou", "iou/austin", "iou/vienna", "accuracy"):
+        assert newest(tmp_path).logged(f"{stage}/{name}") == two_epochs.logged(f"val/{name}")[-1:]
+
+
+def test_validating_prints_the_scores(
+    two_epochs: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["validate", *arguments(scenes, tmp_path, f"--ckpt_path={two_epochs.folder}/checkpoints/last.ckpt")])
+
+    lines = capsys.readouterr().out.splitlines()
+
+    [line] = [line for line in lines if "val/iou " in line]
+    assert f"{two_epochs.logged('val/iou')[-1]:.6f}" in line
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_checkpoint_runs_no_code(
+    two_epochs: Run, scenes: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trapped = tmp_path / "trapped.ckpt"
+    torch.save({**two_epochs.checkpoint("last"), "more": Trap(tmp_path / "sprung")}, trapped)
+
+    code = run([command, *arguments(scenes, tmp_path, f"--ckpt_path={trapped}", "--trainer.max_epochs=3")])
+
+    assert not (tmp_path / "sprung").exists()
+    assert code == 2
+    assert "geonorm: error:" in capsys.readouterr().err
+
+
+# Several processes
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_the_batch_learn_what_one_learns(scenes: Path, tmp_path: Path) -> None:
+    independent = ["--model.norm=geonorm.norms.GroupNorm", "--model.norm.group_size=2"]  # of the rest of the batch
+    one = fit(scenes, tmp_path / "one", *independent)
+
+    halves = ["--data.batch_size=2", "--trainer.strategy=ddp", "--trainer.devices=2", *independent]
+    words = ["fit", *arguments(scenes, tmp_path / "two", *halves)]
+    subprocess.run([sys.executable, "-m", "geonorm", *words], check=True, timeout=300)
+
+    two = newest(tmp_path / "two")
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(two.weights[name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_scores(two_epochs: Run, scenes: Path, tmp_path: Path) -> None:
+    checkpoint = f"--ckpt_path={two_epochs.folder}/checkpoints/last.ckpt"
+
+    words = arguments(scenes, tmp_path, checkpoint, "--trainer.strategy=ddp", "--trainer.devices=2")
+    subprocess.run([sys.executable, "-m", "geonorm", "validate", *words], check=True, timeout=300)
+
+    for name in ("iou", "iou/austin", "iou/vienna"):
+        assert newest(tmp_path).logged(f"val/{name}") == pytest.approx(two_epochs.logged(f"val/{name}")[-1:])

@@ -1,0 +1,132 @@
+"""Every file in configs/: the parser takes it, and a tiny network trains a step with it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from affine import Affine
+
+from geonorm.cli import main
+from geonorm.tasks.checkpoint import load_model
+
+pytestmark = [
+    # LightningCLI uses four things of jsonargparse that are on their way out.
+    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*``ArgumentParser.add_instantiator`` was deprecated"),
+    pytest.mark.filterwarnings(r"ignore:\s*``instantiate_classes`` was deprecated"),
+    pytest.mark.filterwarnings(r"ignore:\s*skip_none parameter was deprecated"),
+    # Lightning advises workers where the machine has more than two cores; tiny scenes need none.
+    pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
+]
+
+FOLDER = Path(__file__).parent.parent / "configs"
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
+OTHERS = {"data": "data/folders.yaml", "norm": "norm/bn.yaml", "run": "run/cpu.yaml"}
+"""What completes a file of one folder: a file of each of the others."""
+PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two scenes, one to train on and one to validate on."""
+    root = tmp_path_factory.mktemp("scenes")
+    random = np.random.default_rng(0)
+    shape = {"driver": "GTiff", "height": 60, "width": 90, "dtype": "uint8", "crs": "EPSG:32633", "transform": PLACE}
+    for part, bands, below in (("images", 3, 256), ("gt", 1, 2)):
+        (root / part).mkdir()
+        for name in ("austin1", "austin6"):
+            with rasterio.open(root / part / f"{name}.tif", "w", count=bands, **shape) as dataset:
+                dataset.write(random.integers(0, below, (bands, 60, 90)).astype(np.uint8))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns of pytest's."""
+    monkeypatch.setattr(sys, "argv", ["geonorm"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Workers of several threads each would wait for one another, and sum up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def combined(file: str, scenes: Path, *more: str) -> list[str]:
+    """Return the words of a training with a file, completed by files of the other folders."""
+    files = OTHERS | {file.split("/")[0]: file}
+    return ["fit", *(f"--config={FOLDER / name}" for name in files.values()), f"--data.root={scenes}", *more]
+
+
+def test_there_are_configurations_of_every_kind() -> None:
+    assert {file.split("/")[0] for file in FILES} == {"data", "norm", "run"}
+    assert all(file.endswith(".yaml") for file in FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_setting_reaches_the_parser(file: str, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(combined(file, scenes, "--print_config"))
+
+    assert end.value.code in (0, None)
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    settings = yaml.safe_load((FOLDER / file).read_text(encoding="utf-8"))
+    assert missing(settings, parsed) <= {"data.init_args.root"}
+
+
+def missing(settings: Any, parsed: Any, name: str = "") -> set[str]:
+    """Return the names of the settings that the parser did not take as they stand in the file."""
+    if isinstance(settings, dict):
+        return {
+            one
+            for key, value in settings.items()
+            for one in missing(
+                value, parsed.get(key) if isinstance(parsed, dict) else None, f"{name}.{key}".lstrip(".")
+            )
+        }
+    return set() if settings == parsed else {name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_trains_a_step(file: str, scenes: Path, tmp_path: Path) -> None:
+    tiny = [
+        "--model.network.depth=1",
+        "--model.network.width=4",
+        "--model.eval_core_px=32",
+        "--data.patch_px=32",
+        "--data.batch_size=2",
+        "--data.patches_per_epoch=2",
+        "--data.num_workers=0",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=1",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+
+    assert main(combined(file, scenes, *tiny)) == 0
+
+    run = tmp_path / "lightning_logs/version_0"
+    model = load_model(run / "checkpoints/last.ckpt")
+    norm = yaml.safe_load((FOLDER / (file if file.startswith("norm/") else OTHERS["norm"])).read_text())["model"][
+        "norm"
+    ]
+    assert model.norm_path["class_path"] == norm["class_path"]
+    with (run / "metrics.csv").open() as log:
+        [loss] = [float(row["train/loss"]) for row in csv.DictReader(log) if row["train/loss"]]
+    assert math.isfinite(loss)
