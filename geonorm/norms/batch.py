@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from geonorm.norms.base import check_input, flatten_affine, memory_format_of, wide_dtype, without_autocast
 
@@ -27,16 +28,31 @@ class BatchNorm(nn.BatchNorm2d):
         momentum: Share of the newest batch in the running statistics.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self, num_features: int, *, stride: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``, shape ``(N, C, H, W)``."""
         check_input(input, num_features=self.num_features, layer="BatchNorm")
-        dtype, memory_format = input.dtype, memory_format_of(input)
+        wide = wide_dtype(input.dtype)
+        x = input.to(wide)
+        if self.training:
+            # torch's channels_last kernel on the CPU loses the variance of large means.
+            x = x.contiguous()
+            self.num_batches_tracked.add_(1)
+        running = [buffer.to(wide) for buffer in (self.running_mean, self.running_var)]
         with without_autocast(input):
-            x = super().forward(input.to(wide_dtype(dtype)))
-        return x.to(dtype).contiguous(memory_format=memory_format)
+            weight, bias = self.weight.to(wide), self.bias.to(wide)
+            y = batch_norm(x, *running, weight, bias, self.training, self.momentum, self.eps)
+        if self.training and wide != self.running_mean.dtype:
+            self.running_mean.copy_(running[0])
+            self.running_var.copy_(running[1])
+        return y.to(input.dtype).contiguous(memory_format=memory_format_of(input))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         flatten_affine(state_dict, prefix)

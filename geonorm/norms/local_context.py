@@ -180,7 +180,8 @@ def local_context_norm_backward(
         scaled = upstream * _per_channel(weight, channels, group_size, wide)
         q = normalized.mul_(scaled).sum(1).mul_(local_rstd).mul_(local_rstd)
         # Any constant will do; the map's own level keeps the two terms it stands in from cancelling.
-        level = local_mean.mean((1, 2))[:, None, None]
+        # A NaN or infinite cell must not reach beyond its windows by way of the level.
+        level = local_mean.nanmean((1, 2)).nan_to_num(0.0, 0.0, 0.0)[:, None, None]
         p = scaled.sum(1).mul_(local_rstd).sub_((local_mean - level).mul_(q))
         box_p = box_sum_adjoint(p.mul_(share), window=size, border=border)
         box_q = box_sum_adjoint(q.mul_(share), window=size, border=border)

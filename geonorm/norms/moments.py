@@ -163,29 +163,39 @@ def local_moments(
     """
     width = x.shape[-1]
     moments = group_moments(x)
-    if border == "nearest":
-        window = (min(window[0], height), min(window[1], width))
-        for dim in (-1, -2):
-            moments = slide_moments(moments, window[dim], dim)
-        sizes = (*_repeats(window[1], width, range(width)), *_repeats(window[0], height, rows))
-        mean = pad((moments.first + moments.offset)[None], sizes, mode="replicate")[0]
-        return mean, pad(moments.var[None], sizes, mode="replicate")[0]
-
+    repeats = []
     for dim, length, cells in ((-1, width, range(width)), (-2, height, rows)):
-        moments, counts = _extend(moments, window[dim], length, cells, dim)
-        moments = slide_moments(moments, window[dim], dim, counts)
-    return moments.first + moments.offset, moments.var
+        size = window[dim]
+        if axis_border(border, size, length) == "nearest":
+            size = min(size, length)
+            moments = slide_moments(moments, size, dim)
+            repeats += _repeats(size, length, cells)
+        else:
+            moments, counts = _extend(moments, size, length, cells, dim)
+            moments = slide_moments(moments, size, dim, counts)
+            repeats += (0, 0)
+    mean = moments.first + moments.offset
+    return _repeated(mean, repeats), _repeated(moments.var, repeats)
+
+
+def axis_border(border: str, window: int, length: int) -> str:
+    """Return the rule for one axis: where it is shorter than the window, every cell takes the whole of it."""
+    return "nearest" if length < window else border
 
 
 def source_rows(window: int, border: str, height: int, rows: range) -> range:
     """Return the rows that the windows of ``rows`` reach, themselves included."""
-    if border == "nearest":
+    if axis_border(border, window, height) == "nearest":
         window = min(window, height)
         last_start = height - window
         start, stop = (min(max(row - before(window), 0), last_start) for row in (rows.start, rows.stop - 1))
         return range(start, stop + window)
     start = max(0, rows.start - before(window))
     return range(start, min(height, rows.stop - 1 - before(window) + window))
+
+
+def _repeated(planes: Tensor, repeats: list[int]) -> Tensor:
+    return pad(planes[None], repeats, mode="replicate")[0] if any(repeats) else planes
 
 
 def _repeats(window: int, length: int, cells: range) -> tuple[int, int]:
@@ -212,7 +222,7 @@ def box_sum_adjoint(planes: Tensor, *, window: tuple[int, int], border: str) -> 
     for dim in (-1, -2):
         length = planes.shape[dim]
         size = window[dim]
-        if border == "nearest":
+        if axis_border(border, size, length) == "nearest":
             size = min(size, length)
             planes = _gather_nearest(planes, size, dim)
             margins = (size - 1, size - 1)
@@ -223,13 +233,14 @@ def box_sum_adjoint(planes: Tensor, *, window: tuple[int, int], border: str) -> 
 
 
 def window_counts(shape: tuple[int, int], *, window: tuple[int, int], like: Tensor) -> Tensor:
-    """Return how many cells each clipped window holds, shape ``(H, W)``."""
+    """Return how many cells each window holds under ``border="clip"``, shape ``(H, W)``."""
     counts = []
     for length, size in zip(shape, window, strict=True):
         cells = torch.arange(length, device=like.device)
         start = (cells - before(size)).clamp(min=0)
         end = (cells - before(size) + size).clamp(max=length)
-        counts.append((end - start).to(like.dtype))
+        inside = torch.full_like(cells, length) if length < size else end - start
+        counts.append(inside.to(like.dtype))
     return counts[0][:, None] * counts[1]
 
 
