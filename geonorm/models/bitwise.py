@@ -56,7 +56,8 @@ def _conv2d_arguments(
     if input.shape[1] == 1:
         # With a single input channel oneDNN picks kernels by the size of the map; an empty second channel keeps it
         # from that, and adds nothing.
-        input, weight = (torch.cat([x, torch.zeros_like(x)], dim=1) for x in (input, weight))
+        two = [torch.cat([x, torch.zeros_like(x)], dim=1) for x in (input, weight)]
+        return (*map(_channels_last, two), bias, padding, stride, dilation, groups)
     return (_channels_last(input), _channels_last(weight), bias, padding, stride, dilation, groups)
 
 

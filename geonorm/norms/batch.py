@@ -45,13 +45,13 @@ class BatchNorm(nn.BatchNorm2d):
             # torch's channels_last kernel on the CPU loses the variance of large means.
             x = x.contiguous()
             self.num_batches_tracked.add_(1)
-        running = [buffer.to(wide) for buffer in (self.running_mean, self.running_var)]
+        mean, var = self.running_mean.to(wide), self.running_var.to(wide)
         with without_autocast(input):
             weight, bias = self.weight.to(wide), self.bias.to(wide)
-            y = batch_norm(x, *running, weight, bias, self.training, self.momentum, self.eps)
+            y = batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
         if self.training and wide != self.running_mean.dtype:
-            self.running_mean.copy_(running[0])
-            self.running_var.copy_(running[1])
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var)
         return y.to(input.dtype).contiguous(memory_format=memory_format_of(input))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

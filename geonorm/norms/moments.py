@@ -163,7 +163,7 @@ def local_moments(
     """
     width = x.shape[-1]
     moments = group_moments(x)
-    repeats = []
+    repeats: list[int] = []
     for dim, length, cells in ((-1, width, range(width)), (-2, height, rows)):
         size = window[dim]
         if axis_border(border, size, length) == "nearest":

@@ -126,9 +126,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, image: NDArray[np.uint8]) ->
 
 
 @given(data=st.data())
-def test_a_window_holds_what_the_file_holds_there(
-    plain: Path, image: NDArray[np.uint8], data: st.DataObject
-) -> None:
+def test_a_window_holds_what_the_file_holds_there(plain: Path, image: NDArray[np.uint8], data: st.DataObject) -> None:
     row, col = data.draw(st.integers(0, HEIGHT - 1)), data.draw(st.integers(0, WIDTH - 1))
     height, width = data.draw(st.integers(1, HEIGHT - row)), data.draw(st.integers(1, WIDTH - col))
 
@@ -356,9 +354,7 @@ def test_crops_agree_on_the_index_of_a_pixel(transform: Affine, row: int, col: i
         (Affine.identity(), (0, 0)),
     ],
 )
-def test_the_first_index_counts_pixels_from_the_origin_of_the_crs(
-    transform: Affine, expected: tuple[int, int]
-) -> None:
+def test_the_first_index_counts_pixels_from_the_origin_of_the_crs(transform: Affine, expected: tuple[int, int]) -> None:
     assert Grid(HEIGHT, WIDTH, UTM, transform).first_index == expected
 
 
@@ -482,9 +478,7 @@ def test_a_file_that_was_cut_off_by_a_byte_is_refused_however_few_blocks_are_che
 
 
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
-def test_a_huge_file_that_holds_no_block_is_whole_and_quickly_checked(
-    tmp_path: Path, interleave: str
-) -> None:
+def test_a_huge_file_that_holds_no_block_is_whole_and_quickly_checked(tmp_path: Path, interleave: str) -> None:
     path = tmp_path / "sparse.tif"
     shape = {"count": 3, "height": 180_000, "width": 360_000, "dtype": "uint8", "interleave": interleave}
     tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512}
@@ -532,9 +526,7 @@ def test_a_block_is_decoded_once_for_many_windows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_reading_a_raster_strip_by_strip_needs_little_memory(tmp_path: Path) -> None:
     side = 16_384  # 256 MiB
-    path = draw(
-        tmp_path / "large.tif", np.zeros((1, side, side), dtype=np.uint8), compress="deflate", tiled=True
-    )
+    path = draw(tmp_path / "large.tif", np.zeros((1, side, side), dtype=np.uint8), compress="deflate", tiled=True)
     script = (
         "import resource, sys\n"
         "from geonorm.raster.read import open_raster\n"

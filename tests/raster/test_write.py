@@ -200,9 +200,7 @@ def test_the_target_appears_at_the_end_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_the_previous_map_and_nothing_else(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_an_exception_leaves_the_previous_map_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "map.tif"
     write(target, noise())
     before = target.read_bytes()
@@ -248,9 +246,7 @@ def test_missing_rows_are_our_bug_and_leave_nothing(tmp_path: Path) -> None:
         (10, noise()[:5].astype(np.int64), "must be uint8"),
     ],
 )
-def test_rows_out_of_order_or_shape_are_our_bug(
-    tmp_path: Path, row: int, labels: NDArray[Any], message: str
-) -> None:
+def test_rows_out_of_order_or_shape_are_our_bug(tmp_path: Path, row: int, labels: NDArray[Any], message: str) -> None:
     with writer(tmp_path / "map.tif") as new:
         new.write(0, noise()[:10])
         with pytest.raises(ValueError, match=message):
@@ -373,14 +369,10 @@ def test_a_long_name_and_a_relative_one_work(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("compress", ["deflate", None])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_an_image_comes_back(
-    tmp_path: Path, count: int, dtype: str, compress: str | None, tiled: bool
-) -> None:
+def test_an_image_comes_back(tmp_path: Path, count: int, dtype: str, compress: str | None, tiled: bool) -> None:
     image = np.random.default_rng(0).integers(0, 100, (count, HEIGHT, WIDTH)).astype(dtype)
 
-    write_image(
-        tmp_path / "image.tif", image, crs=UTM, transform=PLACE, tiled=tiled, block_px=32, compress=compress
-    )
+    write_image(tmp_path / "image.tif", image, crs=UTM, transform=PLACE, tiled=tiled, block_px=32, compress=compress)
 
     with rasterio.open(tmp_path / "image.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(), image)
