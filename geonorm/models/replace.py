@@ -129,10 +129,10 @@ def group_size_of(module: nn.Module) -> int | None:
 
 def _norm_places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """Yield every norm with its name, and the place it hangs at; one that hangs at several comes several times."""
-    for path, parent in list(model.named_modules()):
-        for key, child in list(parent._modules.items()):
-            if child is not None and is_norm(child):
-                yield f"{path}.{key}" if path else key, parent, key, child
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and is_norm(module):
+            path, _, key = name.rpartition(".")
+            yield name, model.get_submodule(path), key, module
 
 
 def _replaced(name: str, old: nn.Module, seen: SeenMap | None, norm: NormFactory) -> tuple[nn.Module, Replacement]:

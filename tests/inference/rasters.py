@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 
 UTM = CRS.from_epsg(32633)
 RESOLUTION_M = 0.3
@@ -45,6 +47,8 @@ def draw(
 
 
 def labels_in(path: Path) -> NDArray[np.uint8]:
-    """Return the labels of a map (H, W)."""
-    with rasterio.open(path) as dataset:
-        return dataset.read(1)
+    """Return the labels of a map (H, W), without plain rasterio's word about missing transforms."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return dataset.read(1)

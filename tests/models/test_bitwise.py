@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from geonorm.models.bitwise import BitwiseConvolutions
 from tests.models.networks import random_image, torch_threads
 
-CHANNELS = [(1, 8), (3, 5), (4, 4), (16, 8), (8, 1)]
+CHANNELS = [(1, 1), (1, 8), (3, 5), (4, 4), (16, 8), (8, 1)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 every_convolution = pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def bitwise(layer: nn.Module, x: Tensor) -> Tensor:
 @given(
     top=st.integers(0, 10),
     left=st.integers(0, 10),
-    height=st.integers(6, 20),
-    width=st.integers(6, 30),
+    height=st.integers(2, 20),
+    width=st.integers(2, 30),
     samples=st.sampled_from([slice(0, 1), slice(1, 3), slice(0, 5)]),
     memory_format=st.sampled_from(FORMATS),
 )

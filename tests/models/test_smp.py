@@ -1,0 +1,152 @@
+"""Networks of the smp library with our norms: made, bounded or named, tiled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+
+from geonorm.errors import InvalidConfigError
+from geonorm.models import SmpNetwork, build_smp, tile_geometry
+from geonorm.models.replace import is_norm
+from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
+from geonorm.raster.read import Pixels
+from geonorm.raster.window import Window
+from geonorm.tiling.engine import predict_strips, predict_whole
+from geonorm.tiling.plan import Network, Plan
+
+LOCAL = partial(LocalContextNorm, window_px=7, group_size=1)
+BOUNDED = ("unet", "unetplusplus", "linknet", "fpn")
+"""Architectures that have an exact halo with local norms."""
+ENCODERS = (
+    "resnet18",
+    "se_resnet50",
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "densenet121",
+    "vgg11_bn",
+    "mit_b0",
+    "tu-hrnet_w18_small",
+    "tu-convnext_atto",
+    "tu-regnetx_002",
+)
+
+
+def network(arch: str, norm: NormFactory | None, *, encoder: str = "resnet18") -> SmpNetwork:
+    torch.manual_seed(0)
+    return build_smp(arch, encoder, in_channels=3, num_classes=2, norm=norm).eval()
+
+
+def foreign_norms(module: nn.Module) -> list[str]:
+    return [name for name, one in module.named_modules() if is_norm(one) and not isinstance(one, LocalContextNorm)]
+
+
+def tiled_and_whole(model: nn.Module, *, side: int, core_px: int) -> tuple[Tensor, Tensor]:
+    geometry = tile_geometry(model)
+    image = np.random.default_rng(0).integers(0, 255, (3, side, side + 40)).astype(np.uint8)
+
+    def read(window: Window) -> Pixels:
+        values = image[:, window.row : window.row_end, window.col : window.col_end]
+        valid = np.ones(values.shape[1:], bool)
+        return Pixels(values, np.broadcast_to(valid, values.shape), valid)
+
+    def predict(tiles: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(tiles)
+
+    assert geometry.core_halo_px is not None
+    plan = Plan(
+        height=side,
+        width=side + 40,
+        core_px=core_px,
+        halo_px=geometry.core_halo_px,
+        network=Network(stride_px=geometry.stride_px, least_px=geometry.least_px),
+    )
+    fill = torch.zeros(3)
+    strips = predict_strips(read, predict, plan, fill=fill, finish=lambda logits: logits)
+    tiled = torch.cat([strip.output for strip in strips], dim=1)
+    return tiled, predict_whole(read, predict, plan, fill=fill, finish=lambda logits: logits).output
+
+
+def test_every_norm_of_encoder_and_decoder_is_replaced() -> None:
+    model = network("unet", LOCAL)
+
+    assert foreign_norms(model) == []
+    assert {one.stride_px for one in model.replacements} == {1, 2, 4, 8, 16, 32}
+
+
+def test_the_convolutions_are_those_of_the_library() -> None:
+    torch.manual_seed(0)
+    theirs = smp.create_model("unet", encoder_name="resnet18", encoder_weights=None, in_channels=3, classes=2)
+
+    ours = network("unet", None)
+
+    torch.testing.assert_close(ours(torch.ones(1, 3, 64, 64)), theirs.eval()(torch.ones(1, 3, 64, 64)))
+
+
+def test_unknown_architectures_and_encoders_get_one_line() -> None:
+    for arch, encoder in (("unetty", "resnet18"), ("unet", "resnet19")):
+        with pytest.raises(InvalidConfigError) as caught:
+            build_smp(arch, encoder, in_channels=3, num_classes=2, norm=GroupNorm)
+        assert "\n" not in str(caught.value)
+
+
+def test_aligned_corners_are_off_and_make_a_network_unbounded_where_wanted() -> None:
+    plain = build_smp("fpn", "resnet18", in_channels=3, num_classes=2, norm=LOCAL)
+    aligned = build_smp("fpn", "resnet18", in_channels=3, num_classes=2, norm=LOCAL, align_corners=True)
+
+    assert not tile_geometry(plain).unbounded
+    assert any("upsample_bilinear2d" in name for name in tile_geometry(aligned).unbounded)
+
+
+def test_what_sees_everything_is_named() -> None:
+    assert any("AdaptiveAvgPool2d" in name for name in tile_geometry(network("deeplabv3plus", LOCAL)).unbounded)
+    assert any("GroupNorm" in name for name in tile_geometry(network("unet", GroupNorm)).unbounded)
+    assert any("encoder" in name for name in tile_geometry(network("unet", LOCAL, encoder="se_resnet50")).unbounded)
+
+
+def test_tiles_give_the_whole_image_pass_of_a_bounded_network() -> None:
+    tiled, whole = tiled_and_whole(network("unet", BatchNorm), side=600, core_px=64)
+
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+def test_every_architecture_takes_local_norms_and_says_what_it_sees(arch: str) -> None:
+    model = network(arch, LOCAL, encoder="tu-vit_tiny_patch16_224" if arch == "dpt" else "resnet18")
+
+    geometry = tile_geometry(model)
+
+    assert model.replacements
+    assert (geometry.halo_px is None) == bool(geometry.unbounded)
+    assert (arch in BOUNDED) == (not geometry.unbounded)
+    logits = model(torch.rand(1, 3, geometry.least_px * 2, geometry.least_px * 2))
+    assert logits.shape[1] == 2
+    assert bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_of_many_families_take_local_norms(encoder: str) -> None:
+    model = network("unet", LOCAL, encoder=encoder).train()
+
+    loss = model(torch.rand(2, 3, 64, 64) * 255).square().mean()
+    loss.backward()
+
+    assert sum(isinstance(one, LocalContextNorm) for one in model.modules()) > 5
+    assert bool(torch.isfinite(loss))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", BOUNDED)
+def test_tiles_give_the_whole_image_pass_with_local_norms(arch: str) -> None:
+    model = network(arch, partial(LocalContextNorm, window_px=3, group_size=1))
+
+    tiled, whole = tiled_and_whole(model, side=1000, core_px=128)
+
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
