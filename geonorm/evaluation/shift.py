@@ -232,10 +232,13 @@ def _check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each checkpoint: its file's, with as many folders as make it unique."""
-    parts = [Path(path or "model").with_suffix("").parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(part for part in path[-depth:] if part.strip("/")) for path in parts]
+    """Return a short name for each checkpoint: the folders and file names in which their paths differ."""
+    parts = [Path(path or "model").with_suffix("").parts[::-1] for path in paths]
+    if len(parts) == 1:
+        return [parts[0][0]]
+    differing = [at for at in range(min(map(len, parts))) if len({path[at] for path in parts}) > 1]
+    for most in range(1, len(differing) + 1):
+        names = ["-".join(path[at] for at in reversed(differing[:most])) for path in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{name}-{index}" for index, name in enumerate(names)]
+    return [f"{path[0]}-{number}" for number, path in enumerate(parts, start=1)]

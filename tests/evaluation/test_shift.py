@@ -15,7 +15,7 @@ from affine import Affine
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.evaluation import shift_consistency
-from geonorm.evaluation.shift import rows_together, table
+from geonorm.evaluation.shift import _labels, rows_together, table
 from geonorm.inference import predict_raster
 from geonorm.inference.predict import as_trained
 from geonorm.models import UNet
@@ -111,3 +111,17 @@ def test_a_move_that_leaves_the_grid_in_place_is_refused(shifts: tuple[int, ...]
         shift_consistency([model(BatchNorm)], [source], tmp_path / "out", shifts_px=shifts, core_px=32)
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/last.ckpt"], ["last"]),
+        (["lcn/logs/last.ckpt", "gn/logs/last.ckpt"], ["lcn", "gn"]),
+        (["gn/best.ckpt", "gn/last.ckpt", "bn/last.ckpt"], ["gn-best", "gn-last", "bn-last"]),
+        (["same.ckpt", "same.ckpt"], ["same-1", "same-2"]),
+        (["", ""], ["model-1", "model-2"]),
+    ],
+)
+def test_checkpoints_are_named_by_where_their_paths_differ(paths: list[str], names: list[str]) -> None:
+    assert _labels(paths) == names
