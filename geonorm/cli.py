@@ -123,8 +123,10 @@ def _add_tiling(parser: argparse.ArgumentParser) -> None:
 
 
 def _halo(text: str) -> Any:
-    if text.lstrip("-").isdigit():
+    try:
         return int(text)
+    except ValueError:
+        pass
     if text not in ("auto", "exact", "measured"):
         raise InvalidConfigError(f"--halo must be auto, exact, measured or a number of pixels, got {text!r}.")
     return text
@@ -136,8 +138,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=name).item()
+    except Exception as error:
         raise InvalidConfigError(f"--device {name} cannot be used here; try --device cpu.") from error
     return name
 

@@ -61,13 +61,15 @@ class InriaDataModule(NonGeoDataModule):
         num_workers: int = 2,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("patch_px", patch_px),
-            ("batch_size", batch_size),
-            ("patches_per_epoch", patches_per_epoch),
+        for name, value, least in (
+            ("patch_px", patch_px, 1),
+            ("batch_size", batch_size, 1),
+            ("patches_per_epoch", patches_per_epoch, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
         ):
-            if value < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {value}.")
+            if value < least:
+                raise InvalidConfigError(f"{name} must be at least {least}, got {value}.")
         super().__init__(InriaAerialImageLabeling, batch_size, num_workers)
         self.root = [Path(folder) for folder in (root if isinstance(root, list) else [root])]
         self.val_names = val_names
@@ -143,7 +145,9 @@ class InriaDataModule(NonGeoDataModule):
         if "turn" not in batch:
             return batch
         means = torch.tensor(self.spec.band_means, device=batch["image"].device)[:, None, None]
-        image = torch.where(batch["valid"][:, None], batch["image"].to(torch.float32), means)
+        valid = batch["valid"][:, None]
+        valid = valid & batch.get("value_valid", valid)
+        image = torch.where(valid, batch["image"].to(torch.float32), means)
         labels = batch["mask"]
         turns = batch["turn"].tolist()
         return {
@@ -154,7 +158,7 @@ class InriaDataModule(NonGeoDataModule):
     def _measure(self, windows: int = 64, side_px: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation of each band over some windows of the training images."""
         draw = np.random.default_rng(self.seed)
-        count, total, squares = 0, np.zeros(len(BANDS)), np.zeros(len(BANDS))
+        count, total, squares = (np.zeros(len(BANDS)) for _ in range(3))
         areas = np.array([grid.height * grid.width for grid in self.grids["train"]], dtype=float)
         for which in draw.choice(len(areas), size=windows, p=areas / areas.sum()):
             grid = self.grids["train"][which]
@@ -162,12 +166,13 @@ class InriaDataModule(NonGeoDataModule):
             row, col = draw.integers(grid.height - height + 1), draw.integers(grid.width - width + 1)
             with open_pair(self.pairs["train"][which], bands=BANDS) as pair:
                 pixels = pair.read(Window(int(row), int(col), height, width))
-            values = pixels.values[:, pixels.valid].astype(np.float64)
-            count += values.shape[1]
-            total += values.sum(1)
-            squares += (values**2).sum(1)
-        if not count:
-            raise DatasetError(f"The training images in {_names(self.root)} hold no valid pixel.")
+            valid = pixels.value_valid & pixels.valid
+            values = np.where(valid, pixels.values, 0).astype(np.float64)
+            count += valid.sum((1, 2))
+            total += values.sum((1, 2))
+            squares += (values**2).sum((1, 2))
+        if not count.all():
+            raise DatasetError(f"The training images in {_names(self.root)} hold a band with no valid pixel.")
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
         return tuple(mean.tolist()), tuple(deviation.tolist())

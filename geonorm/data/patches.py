@@ -21,8 +21,9 @@ class RandomPatches(Dataset[Sample]):
     """Square windows at random places of random images, read from disk one by one.
 
     An image is drawn with a chance in proportion to its pixels. One smaller than a patch is extended by reflection.
-    A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (bool ``(h, w)``), ``mask`` (labels ``(h, w)``,
-    uint8, `IGNORE_LABEL` where there is no data) and ``turn`` (0 to 7, see `turned`).
+    A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (bool ``(h, w)``), ``value_valid`` (bool
+    ``(C, h, w)``), ``mask`` (labels ``(h, w)``, uint8, `IGNORE_LABEL` where there is no data) and ``turn`` (0 to 7, see
+    `turned`).
 
     Args:
         pairs: Images and labels.
@@ -65,7 +66,8 @@ def read_sample(pair: OpenPair, window: Window, side_px: int) -> Sample:
     missing = [(0, side_px - window.height), (0, side_px - window.width)]
     return {
         "image": torch.from_numpy(np.pad(values, [(0, 0), *missing], mode="reflect")),
-        "valid": torch.from_numpy(np.pad(pixels.valid & pixels.value_valid.all(0), missing, mode="reflect")),
+        "valid": torch.from_numpy(np.pad(pixels.valid, missing, mode="reflect")),
+        "value_valid": torch.from_numpy(np.pad(pixels.value_valid, [(0, 0), *missing], mode="reflect")),
         "mask": torch.from_numpy(np.pad(labels, missing, mode="reflect")),
     }
 

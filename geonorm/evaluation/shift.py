@@ -18,8 +18,8 @@ from geonorm.errors import InvalidConfigError
 from geonorm.evaluation.measures import Disagreement, disagreement, no_disagreement
 from geonorm.evaluation.pictures import FlipPicture, draw_flips
 from geonorm.inference.halo import Halo
-from geonorm.inference.predict import Job, prepare
-from geonorm.raster.read import NodataRule, open_raster
+from geonorm.inference.predict import Job, check_batch_size, prepare
+from geonorm.raster.read import NodataRule, check_readable, open_raster
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tiling.engine import Strip
 
@@ -70,6 +70,9 @@ def shift_consistency(
         InvalidConfigError: No shift, or one that leaves the grid where it is.
     """
     _check_shifts(shifts_px, core_px)
+    check_batch_size(batch_size)
+    for source in sources:
+        check_readable(source)
     models = [item if isinstance(item, TrainedModel) else load_model(item, trust=trust) for item in checkpoints]
     labels = _labels([os.fspath(item) if not isinstance(item, TrainedModel) else item.name for item in checkpoints])
     folder = make_folder(out_dir)

@@ -170,7 +170,7 @@ def _cheaper(geometry: TileGeometry, plan: Plan) -> str:
 
 def affordable_core_px(geometry: TileGeometry, plan: Plan) -> int:
     """Return the smallest core, in steps of 128 px or the stride, whose exact halo costs at most 4 times."""
-    step = max(128, geometry.stride_px)
+    step = -(-128 // geometry.stride_px) * geometry.stride_px
     core_px = step
     while replace(plan, halo_px=geometry.core_halo_px or 0, core_px=core_px).overhead > AFFORDABLE_OVERHEAD:
         core_px += step

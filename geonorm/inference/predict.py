@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +16,9 @@ from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo, name_some
-from geonorm.models import Rescale, TileGeometry, tile_geometry
-from geonorm.models.bitwise import BitwiseConvolutions
+from geonorm.models import TileGeometry, tile_geometry
+from geonorm.models.bitwise import predictor
+from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import NodataRule, Reader, open_raster
 from geonorm.raster.write import LabelWriter, check_target
 from geonorm.tasks.checkpoint import TrainedModel, load_model
@@ -91,6 +91,7 @@ def predict_raster(
         CheckpointError: The checkpoint is not one of geonorm.
         InvalidConfigError: A setting that cannot work with this model.
     """
+    check_batch_size(batch_size)
     check_target(target, overwrite=overwrite, source=source)
     model = as_trained(model_or_checkpoint)
     with open_raster(source, bands=range(1, len(model.spec.bands) + 1), nodata_rule=nodata_rule) as reader:
@@ -131,6 +132,12 @@ def predict_raster(
         valid_pixels=int(class_pixels.sum()),
         class_pixels=tuple(class_pixels.tolist()),
     )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InvalidConfigError` unless a batch holds a tile."""
+    if batch_size < 1:
+        raise InvalidConfigError(f"batch_size must be at least 1, got {batch_size}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +233,7 @@ def prepare(
         first_index=reader.grid.first_index,
         grid_offset_px=grid_offset_px,
     )
-    fill = _training_mean(model.network)
+    fill = rescale_of(model.network).mean.detach().cpu()
     predict = predictor(model.network, torch.device(device))
     with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
         choice = choose_halo(halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update)
@@ -248,37 +255,20 @@ def prepare(
     )
 
 
-def predictor(network: nn.Module, device: torch.device) -> Predict:
-    """Return the network as a function of tiles, in float32 and in the way that keeps results apart from tiling."""
-    network = network.to(device).eval()
-
-    def predict(tiles: Tensor) -> Tensor:
-        tiles = tiles.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), BitwiseConvolutions(), _plain_float32(device):
-            return network(tiles)
-
-    return predict
-
-
 def as_trained(model: nn.Module | TrainedModel | Path) -> TrainedModel:
     """Return a model with its facts; a bare network gets numbered classes."""
     if isinstance(model, TrainedModel):
         return model
     if not isinstance(model, nn.Module):
         return load_model(os.fspath(model))
-    rescale = next((module for module in model.modules() if isinstance(module, Rescale)), None)
-    if rescale is None:
-        raise InvalidConfigError(
-            f"{type(model).__name__} has no Rescale; give a network that takes raw band values, or a checkpoint."
-        )
-    bands = len(rescale.mean)
+    bands = len(rescale_of(model).mean)
     geometry = tile_geometry(model)
     with torch.no_grad():
         num_classes = predictor(model, torch.device("cpu"))(
             torch.zeros(1, bands, geometry.least_px, geometry.least_px)
         ).shape[1]
     return TrainedModel(
-        network=model.eval(),
+        network=model,
         spec=numbered_spec(bands, num_classes),
         network_path={"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": {}},
         norm_path={},
@@ -298,11 +288,6 @@ def numbered_spec(num_bands: int, num_classes: int) -> DatasetSpec:
     )
 
 
-def _training_mean(network: nn.Module) -> Tensor:
-    rescale = next(module for module in network.modules() if isinstance(module, Rescale))
-    return rescale.mean.detach().cpu()
-
-
 def _warn_of_resolution(reader: Reader, spec: DatasetSpec) -> None:
     trained, found = spec.resolution_m, reader.resolution
     if trained and found and not 1 / RESOLUTION_FACTOR <= found / trained <= RESOLUTION_FACTOR:
@@ -312,10 +297,3 @@ def _warn_of_resolution(reader: Reader, spec: DatasetSpec) -> None:
             GeonormWarning,
             stacklevel=3,
         )
-
-
-@contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
-    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False) if device.type == "cuda" else nullcontext():
-        yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -18,8 +19,10 @@ class BitwiseConvolutions(TorchFunctionMode):
     cannot take (another device or dtype, gradients wanted) are left alone.
 
     Example:
+        >>> image, layer = torch.ones(1, 3, 8, 8), torch.nn.Conv2d(3, 4, 3)
         >>> with torch.no_grad(), BitwiseConvolutions():
-        ...     logits = model(image)
+        ...     layer(image).shape
+        torch.Size([1, 4, 6, 6])
     """
 
     def __torch_function__(
@@ -37,6 +40,37 @@ class BitwiseConvolutions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a network as a function of tiles, in evaluation, in float32, its results independent of the tiling."""
+    network = network.to(device)
+
+    def predict(tiles: Tensor) -> Tensor:
+        tiles = tiles.to(device).contiguous(memory_format=torch.channels_last)
+        with evaluating(network), torch.no_grad(), BitwiseConvolutions(), _plain_float32(device):
+            return network(tiles)
+
+    return predict
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation, and every module back into its mode afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
+    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False) if device.type == "cuda" else nullcontext():
+        yield
+
+
 def _conv2d_arguments(
     input: Tensor,
     weight: Tensor,
@@ -48,7 +82,7 @@ def _conv2d_arguments(
 ) -> tuple[Any, ...] | None:
     """Return the operator's arguments, or None where it does not apply."""
     plain = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
-    if not plain or isinstance(padding, str) or torch.is_grad_enabled():
+    if not plain or input.dim() != 4 or isinstance(padding, str) or torch.is_grad_enabled():
         return None
     stride, padding, dilation = (
         [value, value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from math import lcm
@@ -53,6 +53,8 @@ class TileGeometry:
         return self.least_px + max(0, -(-(needed_px - self.least_px) // self.stride_px)) * self.stride_px
 
 
+# In inference mode, which a Trainer validates in, operators come undecomposed and would not be known.
+@torch.inference_mode(mode=False)
 def tile_geometry(model: nn.Module) -> TileGeometry:
     """Return stride, halo, margin and size rule of a model ``(N, C, H, W) -> (N, K, H', W')``.
 
@@ -68,7 +70,19 @@ def tile_geometry(model: nn.Module) -> TileGeometry:
     bands = _bands(ghost)
     side = _a_side_it_takes(ghost, bands)
     trace, output = _traced(ghost, bands, side)
-    return _summary(trace, ghost, output, side=side, bands=bands)
+    geometry = _summary(trace, ghost, output, side=side, bands=bands)
+    return geometry if geometry.unbounded else _if_any_size(geometry, ghost, bands, side)
+
+
+def _if_any_size(geometry: TileGeometry, ghost: nn.Module, bands: int, side: int) -> TileGeometry:
+    """Return the geometry, without a halo if another size of input gives another one."""
+    other = side + geometry.stride_px
+    if _takes(ghost, bands, other):
+        trace, output = _traced(ghost, bands, other)
+        if _summary(trace, ghost, output, side=other, bands=bands) == geometry:
+            return geometry
+    why = f"size of the input ({side} px is taken, but {other} px is not, or gives another geometry)"
+    return replace(geometry, halo_px=None, core_halo_px=None, unbounded=(why,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,7 @@ class SeenMap:
     """Input pixels that one of its cells spans."""
 
 
+@torch.inference_mode(mode=False)
 def seen_maps(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, SeenMap]:
     """Return what the modules that are wanted get as input, by name; found by the same pass."""
     ghost = copy.deepcopy(model).to("meta").eval()
@@ -183,10 +198,10 @@ def _bands(model: nn.Module) -> int:
 def _takes(ghost: nn.Module, bands: int, side: int) -> bool:
     try:
         with torch.no_grad():
-            ghost(torch.empty(1, bands, side, side, device="meta"))
+            output = ghost(torch.empty(1, bands, side, side, device="meta"))
     except Exception:  # noqa: BLE001 - whatever a foreign model raises for a size it does not take
         return False
-    return True
+    return isinstance(output, Tensor) and output.dim() == 4
 
 
 def _a_side_it_takes(ghost: nn.Module, bands: int) -> int:
@@ -255,7 +270,7 @@ class _Trace(TorchDispatchMode):
 
         rule = RULES.get(func.overloadpacket)
         try:
-            if rule is None:
+            if rule is None or _writes_into_a_part(func, output):
                 raise _SeesEverythingError
             reach = rule(self, sources, output, **_named(func, args, kwargs))
         except _SeesEverythingError:
@@ -295,6 +310,11 @@ class _Trace(TorchDispatchMode):
 
 class _SeesEverythingError(Exception):
     """An operator whose result depends on the whole map, or whose reach no rule tells."""
+
+
+def _writes_into_a_part(func: Any, output: Tensor) -> bool:
+    """Say whether an operator works in place on a view, so that the rest of the map does not hear of it."""
+    return func._schema.is_mutable and output.untyped_storage().nbytes() > output.numel() * output.element_size()
 
 
 STATISTICS = {"native_group_norm", "native_layer_norm", "var_mean", "mean", "native_batch_norm"}
@@ -360,12 +380,29 @@ def _pair(value: Any) -> tuple[int, int]:
 # Rules: (trace, reaches of the arguments, output, arguments by name) -> reach of the output.
 
 
-def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **_: Any) -> Reach:
+def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    for value in _tensors((), call):
+        # A map that comes from nowhere, such as a ramp, knows where in the tile a pixel lies.
+        if trace.reach_of(value) is None and max(value.shape[-2:], default=1) > 1:
+            raise _SeesEverythingError
     return _union(sources)
 
 
+def _copied(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    reach = trace.reach_of(call["src"])
+    if reach is None:
+        raise _SeesEverythingError
+    return reach
+
+
+def _concatenated(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    if call["dim"] % output.dim() >= output.dim() - 2:
+        raise _SeesEverythingError
+    return _pointwise(trace, sources, output, **call)
+
+
 def _over_channels(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    dim, ndim = call["dim"], call["self"].dim()
+    dim, ndim = call.get("dim"), call["self"].dim()
     dims = {d % ndim for d in ([dim] if isinstance(dim, int) else dim or range(ndim))}
     if dims & {ndim - 1, ndim - 2}:
         raise _SeesEverythingError
@@ -453,13 +490,11 @@ _POINTWISE = [
     "add_",
     "addcmul",
     "alias",
-    "cat",
     "clamp",
     "clamp_",
     "clamp_min",
     "clone",
     "contiguous",
-    "copy_",
     "detach",
     "div",
     "div_",
@@ -504,6 +539,8 @@ _POINTWISE = [
 
 RULES: dict[Any, Callable[..., Reach | None]] = {
     **{getattr(aten, name): _pointwise for name in _POINTWISE if hasattr(aten, name)},
+    aten.cat: _concatenated,
+    aten.copy_: _copied,
     aten._softmax: _over_channels,
     aten._log_softmax: _over_channels,
     aten.mean: _over_channels,

@@ -52,3 +52,17 @@ class Rescale(nn.Module):
         if image.dim() != 4 or image.shape[1] != len(self.mean):
             raise InvalidConfigError(f"The model takes images (N, {len(self.mean)}, H, W), got {tuple(image.shape)}.")
         return (image - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+
+def rescale_of(network: nn.Module) -> Rescale:
+    """Return the module that scales a network's input.
+
+    Raises:
+        InvalidConfigError: The network has none.
+    """
+    rescale = next((module for module in network.modules() if isinstance(module, Rescale)), None)
+    if rescale is None:
+        raise InvalidConfigError(
+            f"{type(network).__name__} has no Rescale; a network takes raw band values, and scales them first."
+        )
+    return rescale

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -30,7 +32,7 @@ class NormFactory(Protocol):
 def make_norm(norm: NormFactory, num_features: int, *, stride: int) -> nn.Module:
     """Call a factory; one clear line where it does not take ``stride``."""
     if not _takes_stride(norm):
-        name = getattr(norm, "__name__", repr(norm))
+        name = getattr(class_behind(norm)[0], "__name__", repr(norm))
         ours = COUNTERPARTS.get(name)
         hint = f"Use geonorm.norms.{ours}." if ours else "Wrap it in a function (num_features, *, stride)."
         raise InvalidConfigError(
@@ -39,6 +41,18 @@ def make_norm(norm: NormFactory, num_features: int, *, stride: int) -> nn.Module
     return norm(num_features, stride=stride)
 
 
+def class_behind(factory: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """Return what a (nested) ``functools.partial`` calls in the end, and the arguments it gives by name."""
+    arguments: dict[str, Any] = {}
+    target: Any = factory
+    while isinstance(target, functools.partial):
+        arguments = {**target.keywords, **arguments}
+        # jsonargparse hands over partial(instantiate, class, **arguments).
+        classes = [arg for arg in target.args if isinstance(arg, type)]
+        target = classes[0] if classes else target.func
+    return target, arguments
+
+
 def _takes_stride(norm: NormFactory) -> bool:
-    parameters = inspect.signature(norm).parameters.values()
+    parameters = inspect.signature(class_behind(norm)[0]).parameters.values()
     return any(p.name == "stride" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import geonorm.norms
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, InvalidConfigError
+from geonorm.norms.factory import class_behind
 
 KEY = "geonorm"
 FORMAT = 1
@@ -69,19 +69,20 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     Raises:
         CheckpointError: No such file, not a checkpoint of geonorm, or a class that is not trusted.
     """
-    content = _load_plain(Path(path))
-    facts = content.get(KEY)
-    if not isinstance(facts, dict) or "state_dict" not in content:
-        raise CheckpointError(
-            f"{path} is a checkpoint, but not one of geonorm (it has no entry {KEY!r}). Give a .ckpt of geonorm fit."
-        )
-    if facts["format"] > FORMAT:
+    content = load_checkpoint(Path(path))
+    facts = content[KEY]
+    if facts.get("format", 0) > FORMAT:
         raise CheckpointError(
             f"{path} was written by geonorm {facts['version']}, newer than this {__version__}. Upgrade geonorm."
         )
-    spec = DatasetSpec.from_plain(facts["spec"])
-    norm = factory_of(facts["norm"], trust=trust)
-    network = factory_of(facts["network"], trust=trust)(len(spec.bands), len(spec.class_names), norm=norm)
+    try:
+        spec = DatasetSpec.from_plain(facts["spec"])
+        norm = factory_of(facts["norm"], trust=trust)
+        network = factory_of(facts["network"], trust=trust)(len(spec.bands), len(spec.class_names), norm=norm)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"This geonorm cannot make the network of {path}: {_one_line(error)}") from error
     prefix = "network."
     weights = {
         name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
@@ -89,8 +90,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"The weights in {path} do not fit the network it names: {reason}") from error
+        raise CheckpointError(f"The weights in {path} do not fit the network it names: {_one_line(error)}") from error
     return TrainedModel(
         network=network.eval(),
         spec=spec,
@@ -101,13 +101,31 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     )
 
 
+def _one_line(error: BaseException, most: int = 200) -> str:
+    return " ".join(str(error).split())[:most]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of geonorm holds, which may be plain data only.
+
+    Raises:
+        CheckpointError: No such file, not a checkpoint of geonorm, or more than plain data.
+    """
+    content = _load_plain(path)
+    if not isinstance(content.get(KEY), dict) or "state_dict" not in content:
+        raise CheckpointError(
+            f"{path} is a checkpoint, but not one of geonorm (it has no entry {KEY!r}). Give a .ckpt of geonorm fit."
+        )
+    return content
+
+
 def _load_plain(path: Path) -> dict[str, Any]:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(f"Checkpoint {path} {problem}. Give a .ckpt of geonorm fit (runs/.../checkpoints).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path} cannot be loaded as a checkpoint of plain data; give a .ckpt of geonorm fit."
         ) from error
@@ -122,13 +140,7 @@ def describe_factory(factory: Callable[..., Any], *, role: str) -> Description:
     Raises:
         InvalidConfigError: Another callable, or arguments that are not plain data.
     """
-    arguments: dict[str, Any] = {}
-    target: Any = factory
-    while isinstance(target, functools.partial):
-        arguments = {**target.keywords, **arguments}
-        # jsonargparse hands over partial(instantiate, class, **arguments).
-        classes = [arg for arg in target.args if isinstance(arg, type)]
-        target = classes[0] if classes else target.func
+    target, arguments = class_behind(factory)
     if not isinstance(target, type):
         raise InvalidConfigError(
             f"{role} must be a class or a functools.partial of one, so that checkpoints can name it, got {factory!r}."

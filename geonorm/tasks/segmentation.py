@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
-from geonorm.models import Rescale, TileGeometry, UNet, tile_geometry
+from geonorm.models import TileGeometry, UNet, tile_geometry
+from geonorm.models.bitwise import predictor
+from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
 from geonorm.norms import NormFactory
 from geonorm.raster.window import Window
@@ -63,6 +65,8 @@ class SegmentationTask(LightningModule):
         super().__init__()
         if not learning_rate > 0:
             raise InvalidConfigError(f"learning_rate must be greater than 0, got {learning_rate}.")
+        if eval_core_px < 1:
+            raise InvalidConfigError(f"eval_core_px must be at least 1, got {eval_core_px}.")
         self.spec = spec
         self.learning_rate = learning_rate
         self.lr_milestones = list(lr_milestones or [])
@@ -149,8 +153,8 @@ class SegmentationTask(LightningModule):
             network=network_of(geometry),
             first_index=grid.first_index,
         )
-        fill = torch.tensor(self.spec.band_means or [0.0] * len(self.spec.bands))
-        strips = predict_strips(files.read, lambda tiles: self(tiles.to(self.device)), plan, fill=fill)
+        fill = rescale_of(self.network).mean.cpu()
+        strips = predict_strips(files.read, predictor(self.network, self.device), plan, fill=fill)
         for strip in strips:
             labels = files.read_labels(Window(strip.row, 0, strip.rows, grid.width))
             labels = np.where(strip.valid, labels, IGNORE_LABEL)
@@ -164,11 +168,7 @@ def network_of(geometry: TileGeometry) -> Network:
 
 def set_scale(network: nn.Module, spec: DatasetSpec) -> None:
     """Give the network's `Rescale` the band statistics of the data, where they are known."""
-    rescale = next((module for module in network.modules() if isinstance(module, Rescale)), None)
-    if rescale is None:
-        raise InvalidConfigError(
-            f"{type(network).__name__} has no Rescale; a network takes raw band values, and scales them first."
-        )
+    rescale = rescale_of(network)
     for buffer, values in ((rescale.mean, spec.band_means), (rescale.deviation, spec.band_deviations)):
         if values is not None:
             _copy(buffer, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -13,8 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from geonorm.data.spec import DatasetSpec
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import GeonormError, InvalidConfigError
 from geonorm.tasks import SegmentationTask
+from geonorm.tasks.checkpoint import load_checkpoint
 
 DEFAULT_ROOT = "runs"
 
@@ -33,6 +35,8 @@ def run_training(arguments: list[str]) -> None:
             LightningDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
+            # Without a logger there is no numbered folder, and config.yaml lies where the last run left it.
+            save_config_kwargs={"overwrite": True},
             # LightningCLI warns of arguments that the command line has too.
             args=None if arguments == sys.argv[1:] else arguments,
             parser_kwargs={command: {"exit_on_error": False} for command in TrainingCLI.subcommands()}
@@ -40,6 +44,17 @@ def run_training(arguments: list[str]) -> None:
         )
     except ArgumentError as error:
         raise InvalidConfigError(shorten(str(error))) from error
+    except SystemExit as error:
+        # Lightning ends the process itself when it is interrupted.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    except ValueError as error:
+        # The parser wraps what a data module raises while its facts are handed over.
+        ours = _geonorm_error_in(error)
+        if ours is None:
+            raise
+        raise ours from None
 
 
 class TrainingCLI(LightningCLI):
@@ -53,6 +68,13 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hand the data's facts to the model, so that nobody types the class count twice."""
         parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint to start from before anything is made."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].ckpt_path
+        if path and path not in ("best", "last", "hpc"):
+            load_checkpoint(Path(path))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer that logs to CSV and TensorBoard and keeps the best and the last checkpoint."""
@@ -74,6 +96,13 @@ class TrainingCLI(LightningCLI):
             callbacks.pop(0)
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+
+def _geonorm_error_in(error: BaseException | None) -> GeonormError | None:
+    """Return the first error of ours in a chain of causes."""
+    while error is not None and not isinstance(error, GeonormError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def shorten(message: str, most: int = 400) -> str:

@@ -145,7 +145,8 @@ class _Band:
     def columns(self, span: Span) -> Tensor:
         """Return the tile of one core, ``(C, rows, read_px)``, float32."""
         cols = reflect(span.read_start, span.read_px, self.values.shape[-1])
-        tile = torch.from_numpy(self.values[..., cols].astype(np.float32, copy=False))
+        with np.errstate(over="ignore"):  # a nodata value of float64 may be too large; it is filled below
+            tile = torch.from_numpy(self.values[..., cols].astype(np.float32, copy=False))
         if self.filled is not None:
             tile = torch.where(torch.from_numpy(self.filled[..., cols]), self.fill[:, None, None], tile)
         return tile

@@ -173,6 +173,7 @@ def test_a_sample_holds_image_validity_labels_and_turn(tmp_path: Path) -> None:
     assert held == {
         "image": (torch.uint8, (3, 32, 32)),
         "valid": (torch.bool, (32, 32)),
+        "value_valid": (torch.bool, (3, 32, 32)),
         "mask": (torch.uint8, (32, 32)),
         "turn": (torch.int64, ()),
     }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -28,7 +29,8 @@ from geonorm.models import TileGeometry
 from geonorm.tiling.plan import Network, Plan
 from tests.tiling.grids import reader
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (1, 900, 1000)).astype("uint8")
+IMAGE = np.random.default_rng(0).integers(0, 256, (1, 300, 400)).astype("uint8")
+LARGE = np.random.default_rng(0).integers(0, 256, (1, 900, 1000)).astype("uint8")
 EXACT = TileGeometry(stride_px=1, halo_px=20, core_halo_px=20, margin_px=0, unbounded=(), local_halo_px=20, least_px=1)
 UNBOUNDED = replace(EXACT, halo_px=None, core_halo_px=None, unbounded=("body.3 (GroupNorm)", "head: mean"))
 
@@ -44,11 +46,18 @@ def above_the_mean_of_all(tiles: Tensor) -> Tensor:
 
 
 def choose(
-    halo: Any, geometry: TileGeometry, predict: Callable[[Tensor], Tensor], *, core_px: int = 64, **settings: Any
+    halo: Any,
+    geometry: TileGeometry,
+    predict: Callable[[Tensor], Tensor],
+    *,
+    image: NDArray[np.uint8] = IMAGE,
+    core_px: int = 64,
+    on_cores: Callable[[int], None] = lambda cores: None,
 ) -> HaloChoice:
-    """Return the choice for one image, larger than a core with any halo but the largest."""
-    plan = Plan(height=900, width=1000, core_px=core_px)
-    return choose_halo(halo, geometry, plan, read=reader(IMAGE), predict=predict, fill=torch.zeros(1), **settings)
+    """Return the choice for one image."""
+    plan = Plan(height=image.shape[1], width=image.shape[2], core_px=core_px)
+    fill = torch.zeros(1)
+    return choose_halo(halo, geometry, plan, read=reader(image), predict=predict, fill=fill, on_cores=on_cores)
 
 
 def never(tiles: Tensor) -> Tensor:
@@ -88,7 +97,7 @@ def test_a_measured_halo_is_never_larger_than_the_exact_one() -> None:
 
 
 def test_where_no_halo_keeps_the_tolerance_the_user_is_told() -> None:
-    choice = choose("auto", UNBOUNDED, above_the_mean_of_all)
+    choice = choose("auto", UNBOUNDED, above_the_mean_of_all, image=LARGE)
 
     assert choice.kind == "measured"
     assert not choice.met

@@ -121,6 +121,9 @@ def _transposed(kernel: int, **settings: Any) -> nn.Module:
 EXACT_BODIES: dict[str, Callable[[Tensor], Tensor]] = {
     "dilated": _conv(dilation=3, padding=3),
     "even kernel, padded apart": nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), _conv(4)),
+    "even window, even kernel": nn.Sequential(
+        LocalContextNorm(4, window_cells=4), nn.ZeroPad2d((0, 3, 0, 3)), _conv(4)
+    ),
     "one axis": _conv((5, 1), padding=(2, 0)),
     "strided, nearest": nn.Sequential(_conv(stride=2, padding=1), nn.Upsample(scale_factor=2)),
     "stride 3, nearest": Skip(_conv(stride=3), nn.Upsample(scale_factor=3)),
