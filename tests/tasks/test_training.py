@@ -21,6 +21,7 @@ from torch import Tensor
 
 from geonorm.cli import main
 from geonorm.data import InriaDataModule
+from geonorm.data.patches import RandomPatches, Sample
 from geonorm.tasks.checkpoint import load_model
 
 pytestmark = [
@@ -37,6 +38,7 @@ pytestmark = [
 
 PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 STEPS_PER_EPOCH = 8
+PATCHES_PER_EPOCH = 4 * STEPS_PER_EPOCH
 
 
 def draw(path: Path, values: NDArray[Any]) -> None:
@@ -93,7 +95,7 @@ def arguments(scenes: Path, root: Path, *more: str) -> list[str]:
         "data.root": scenes,
         "data.patch_px": 32,
         "data.batch_size": 4,
-        "data.patches_per_epoch": 4 * STEPS_PER_EPOCH,
+        "data.patches_per_epoch": PATCHES_PER_EPOCH,
         "data.num_workers": 0,
         "trainer.accelerator": "cpu",
         "trainer.max_epochs": 2,
@@ -233,6 +235,43 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(two_epochs: Run, scenes: 
     assert begun.checkpoint("last")["global_step"] == STEPS_PER_EPOCH
     assert resumed.checkpoint("last")["global_step"] == 2 * STEPS_PER_EPOCH
     assert same(resumed.weights, two_epochs.weights)
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the patches that are read, as they are read."""
+    numbers: list[int] = []
+    read = RandomPatches.__getitem__
+
+    def note(patches: RandomPatches, number: int) -> Sample:
+        numbers.append(number)
+        return read(patches, number)
+
+    monkeypatch.setattr(RandomPatches, "__getitem__", note)
+    return numbers
+
+
+def test_each_epoch_sees_patches_of_its_own(scenes: Path, tmp_path: Path, asked_for: list[int]) -> None:
+    fit(scenes, tmp_path)
+
+    assert asked_for == [*range(2 * PATCHES_PER_EPOCH)]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize(
+    "options",
+    [["--trainer.max_steps=8"], ["--trainer.max_steps=12", "--trainer.val_check_interval=4"]],
+    ids=["after an epoch", "within an epoch"],
+)
+def test_a_run_resumed_by_steps_sees_the_patches_that_remained(
+    scenes: Path, tmp_path: Path, asked_for: list[int], options: list[str]
+) -> None:
+    options = ["--trainer.max_epochs=-1", *options]
+    begun = fit(scenes, tmp_path, *options)
+
+    fit(scenes, tmp_path, *options, "--trainer.max_steps=16", f"--ckpt_path={begun.folder}/checkpoints/last.ckpt")
+
+    assert asked_for == [*range(2 * PATCHES_PER_EPOCH)]
 
 
 # Scoring
