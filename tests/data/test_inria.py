@@ -247,6 +247,7 @@ def test_a_mask_with_another_value_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12, of torch's workers
 def test_what_is_wrong_with_a_mask_is_one_line_from_a_worker_too(tmp_path: Path) -> None:
     data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path, num_workers=1)
     draw(tmp_path / "gt/austin6.tif", np.full((1, 40, 40), 7, np.uint8))

@@ -157,16 +157,21 @@ def test_a_transposed_convolution_is_left_alone() -> None:
     assert torch.equal(bitwise(layer, x), layer(x).detach())
 
 
-def test_gradients_flow_as_without_it() -> None:
-    layer, x = conv((3, 4), 3), noise(2, 3, 21, 34)
+@all_channels
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_where_gradients_are_wanted_all_is_left_alone(channels: tuple[int, int], kernel: int) -> None:
+    layer, x = conv(channels, kernel), noise(1, channels[0], 21, 34)
 
     with BitwiseConvolutions():
-        layer(x).sum().backward()
+        result = layer(x)
+        result.sum().backward()
 
     assert layer.weight.grad is not None
     found = layer.weight.grad.clone()
     layer.zero_grad()
-    layer(x).sum().backward()
+    plain = layer(x)
+    plain.sum().backward()
+    assert torch.equal(result, plain)
     assert torch.equal(found, layer.weight.grad)
 
 

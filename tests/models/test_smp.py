@@ -125,7 +125,8 @@ def test_every_architecture_takes_local_norms_and_says_what_it_sees(arch: str) -
     assert model.replacements
     assert (geometry.halo_px is None) == bool(geometry.unbounded)
     assert (arch in BOUNDED) == (not geometry.unbounded)
-    logits = model(torch.rand(1, 3, geometry.least_px * 2, geometry.least_px * 2))
+    side = geometry.read_px(64)
+    logits = model(torch.rand(1, 3, side, side))
     assert logits.shape[1] == 2
     assert bool(torch.isfinite(logits).all())
 

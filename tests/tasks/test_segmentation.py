@@ -29,6 +29,8 @@ from geonorm.tasks.checkpoint import load_model
 pytestmark = [
     # Lightning advises workers where the machine has more than two cores; two tiny tiles need none.
     pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
+    # It advises a GPU where there is one; tiny networks train on the CPU, to the same bits everywhere.
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     # Lightning asks torch for something that torch deprecates.
     pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)"),
 ]
