@@ -63,6 +63,6 @@ def rescale_of(network: nn.Module) -> Rescale:
     rescale = next((module for module in network.modules() if isinstance(module, Rescale)), None)
     if rescale is None:
         raise InvalidConfigError(
-            f"{type(network).__name__} has no Rescale; a network takes raw band values, and scales them first."
+            f"{type(network).__name__} has no Rescale; give a network that takes raw band values and scales them first."
         )
     return rescale
