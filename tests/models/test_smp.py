@@ -36,6 +36,10 @@ ENCODERS = (
 )
 
 
+WIDTH = 96
+"""A narrow raster: many tiles below each other at a small price."""
+
+
 def network(arch: str, norm: NormFactory | None, *, encoder: str = "resnet18") -> SmpNetwork:
     torch.manual_seed(0)
     return build_smp(arch, encoder, in_channels=3, num_classes=2, norm=norm).eval()
@@ -45,9 +49,9 @@ def foreign_norms(module: nn.Module) -> list[str]:
     return [name for name, one in module.named_modules() if is_norm(one) and not isinstance(one, LocalContextNorm)]
 
 
-def tiled_and_whole(model: nn.Module, *, side: int, core_px: int) -> tuple[Tensor, Tensor]:
+def tiled_and_whole(model: nn.Module, *, height: int, core_px: int) -> tuple[Tensor, Tensor]:
     geometry = tile_geometry(model)
-    image = np.random.default_rng(0).integers(0, 255, (3, side, side + 40)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (3, height, WIDTH)).astype(np.uint8)
 
     def read(window: Window) -> Pixels:
         values = image[:, window.row : window.row_end, window.col : window.col_end]
@@ -60,12 +64,13 @@ def tiled_and_whole(model: nn.Module, *, side: int, core_px: int) -> tuple[Tenso
 
     assert geometry.core_halo_px is not None
     plan = Plan(
-        height=side,
-        width=side + 40,
+        height=height,
+        width=WIDTH,
         core_px=core_px,
         halo_px=geometry.core_halo_px,
         network=Network(stride_px=geometry.stride_px, least_px=geometry.least_px),
     )
+    assert plan.read_px < height, "the tiles must be smaller than the raster"
     fill = torch.zeros(3)
     strips = predict_strips(read, predict, plan, fill=fill, finish=lambda logits: logits)
     tiled = torch.cat([strip.output for strip in strips], dim=1)
@@ -110,7 +115,7 @@ def test_what_sees_everything_is_named() -> None:
 
 
 def test_tiles_give_the_whole_image_pass_of_a_bounded_network() -> None:
-    tiled, whole = tiled_and_whole(network("unet", BatchNorm), side=600, core_px=64)
+    tiled, whole = tiled_and_whole(network("unet", BatchNorm), height=800, core_px=64)
 
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
@@ -148,6 +153,6 @@ def test_encoders_of_many_families_take_local_norms(encoder: str) -> None:
 def test_tiles_give_the_whole_image_pass_with_local_norms(arch: str) -> None:
     model = network(arch, partial(LocalContextNorm, window_px=3, group_size=1))
 
-    tiled, whole = tiled_and_whole(model, side=1000, core_px=128)
+    tiled, whole = tiled_and_whole(model, height=1600, core_px=128)
 
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
