@@ -4,6 +4,13 @@
 class GeonormError(Exception):
     """Base of all errors whose cause lies in the input, not in geonorm."""
 
+    def __str__(self) -> str:
+        """Return the message, without the traceback that a DataLoader's worker process puts around it."""
+        message = super().__str__()
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            return message.rstrip().rpartition(f"{type(self).__name__}: ")[2]
+        return message
+
 
 class InvalidConfigError(GeonormError, ValueError):
     """A setting, or a combination of settings, that cannot work."""

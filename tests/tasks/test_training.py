@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -324,31 +323,3 @@ def test_a_checkpoint_runs_no_code(
     assert not (tmp_path / "sprung").exists()
     assert code == 2
     assert "geonorm: error:" in capsys.readouterr().err
-
-
-# Several processes
-
-
-@pytest.mark.slow
-def test_two_processes_with_half_the_batch_learn_what_one_learns(scenes: Path, tmp_path: Path) -> None:
-    independent = ["--model.norm=geonorm.norms.GroupNorm", "--model.norm.group_size=2"]  # of the rest of the batch
-    one = fit(scenes, tmp_path / "one", *independent)
-
-    halves = ["--data.batch_size=2", "--trainer.strategy=ddp", "--trainer.devices=2", *independent]
-    words = ["fit", *arguments(scenes, tmp_path / "two", *halves)]
-    subprocess.run([sys.executable, "-m", "geonorm", *words], check=True, timeout=300)
-
-    two = newest(tmp_path / "two")
-    for name, weight in one.weights.items():
-        torch.testing.assert_close(two.weights[name], weight, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_score_what_one_scores(two_epochs: Run, scenes: Path, tmp_path: Path) -> None:
-    checkpoint = f"--ckpt_path={two_epochs.folder}/checkpoints/last.ckpt"
-
-    words = arguments(scenes, tmp_path, checkpoint, "--trainer.strategy=ddp", "--trainer.devices=2")
-    subprocess.run([sys.executable, "-m", "geonorm", "validate", *words], check=True, timeout=300)
-
-    for name in ("iou", "iou/austin", "iou/vienna"):
-        assert newest(tmp_path).logged(f"val/{name}") == pytest.approx(two_epochs.logged(f"val/{name}")[-1:])
