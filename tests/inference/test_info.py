@@ -82,7 +82,7 @@ def test_the_cost_of_the_exact_halo_is_told_for_usual_cores(norm: type[nn.Module
 
 
 def test_windows_are_told_in_cells_and_in_pixels_and_marked_where_they_were_enlarged() -> None:
-    text = describe_model(trained(unet(local(window_px=7), depth=3, norm_at="block")))
+    text = describe_model(trained(unet(local(window_px=6), depth=3, norm_at="block")))
 
     windows = {line.split(":")[0].strip(): line for line in text.splitlines() if " x " in line}
     assert [name for name in windows if name.startswith("encoder")] == ["encoder.0.3", "encoder.1.3", "encoder.2.3"]
@@ -92,7 +92,7 @@ def test_windows_are_told_in_cells_and_in_pixels_and_marked_where_they_were_enla
     assert "3 x 3, 24 x 24 px" in windows["bottom.3"]
     marked = {name for name, line in windows.items() if "enlarged" in line}
     assert marked == {"encoder.2.3", "bottom.3", "decoder.0.3"}
-    assert "7 px were asked for" in windows["bottom.3"]
+    assert "6 px were asked for" in windows["bottom.3"]
 
 
 def test_windows_in_cells_are_told_as_they_are() -> None:
