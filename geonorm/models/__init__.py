@@ -1,5 +1,6 @@
 """Networks: raw band values in, logits out."""
 
+from geonorm.models.fold import fold_norms
 from geonorm.models.geometry import TileGeometry, tile_geometry
 from geonorm.models.replace import localize_norms, replace_norms
 from geonorm.models.rescale import Rescale
@@ -12,6 +13,7 @@ __all__ = [
     "TileGeometry",
     "UNet",
     "build_smp",
+    "fold_norms",
     "localize_norms",
     "replace_norms",
     "tile_geometry",

@@ -66,9 +66,8 @@ def tile_geometry(model: nn.Module) -> TileGeometry:
     Raises:
         InvalidConfigError: The model takes no square image of at most 2048 px.
     """
-    ghost = copy.deepcopy(model).to("meta").eval()
-    bands = _bands(ghost)
-    side = _a_side_it_takes(ghost, bands)
+    ghost, image = trial(model)
+    bands, side = image.shape[1], image.shape[-1]
     trace, output = _traced(ghost, bands, side)
     geometry = _summary(trace, ghost, output, side=side, bands=bands)
     return geometry if geometry.unbounded else _if_any_size(geometry, ghost, bands, side)
@@ -85,6 +84,14 @@ def _if_any_size(geometry: TileGeometry, ghost: nn.Module, bands: int, side: int
     return replace(geometry, halo_px=None, core_halo_px=None, unbounded=(why,))
 
 
+def trial(model: nn.Module) -> tuple[nn.Module, Tensor]:
+    """Return a copy of a model without values, in evaluation mode, and an image without values that it takes."""
+    ghost = copy.deepcopy(model).to("meta", torch.float32).eval()
+    bands = _bands(ghost)
+    side = _a_side_it_takes(ghost, bands)
+    return ghost, torch.empty(1, bands, side, side, device="meta")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeenMap:
     """The map that a module gets as its input."""
@@ -93,14 +100,16 @@ class SeenMap:
     """Its shape for a trial image."""
     stride_px: int
     """Input pixels that one of its cells spans."""
+    receptive_px: int | None
+    """Side of the square of input pixels that one cell depends on, the largest of all cells and of both axes; None
+    where that cannot be told."""
 
 
 @torch.inference_mode(mode=False)
 def seen_maps(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, SeenMap]:
-    """Return what the modules that are wanted get as input, by name; found by the same pass."""
-    ghost = copy.deepcopy(model).to("meta").eval()
-    bands = _bands(ghost)
-    side = _a_side_it_takes(ghost, bands)
+    """Return what the modules that are wanted get as input, by name, in the order they run; found by the same pass."""
+    ghost, image = trial(model)
+    bands, side = image.shape[1], image.shape[-1]
     seen: dict[str, SeenMap] = {}
 
     def look(trace: _Trace) -> None:
@@ -114,10 +123,16 @@ def seen_maps(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str
         # A map without a reach comes after something that sees everything: go by its size.
         cells = x.shape[-1] if x.dim() == 4 else 1
         stride = reach.stride[0] if reach is not None else Fraction(side, max(1, cells))
-        seen[name] = SeenMap(shape=tuple(x.shape), stride_px=max(1, round(stride)))
+        seen[name] = SeenMap(shape=tuple(x.shape), stride_px=max(1, round(stride)), receptive_px=_receptive_px(reach))
 
     _traced(ghost, bands, side, look)
     return seen
+
+
+def _receptive_px(reach: Reach | None) -> int | None:
+    if reach is None:
+        return None
+    return int(max((hi - lo).max() for lo, hi in zip(reach.lo, reach.hi, strict=True))) + 1
 
 
 def _traced(
@@ -457,19 +472,28 @@ def _pixel_shuffle(trace: _Trace, sources: list[Reach], output: Tensor, **call: 
     return _taps(trace, sources[0], (range(1), range(1)), (step, step))
 
 
+def _same_cells(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    # In row-major order the last two axes keep their cells if they keep their lengths.
+    if output.shape[-2:] != call["self"].shape[-2:]:
+        raise _SeesEverythingError
+    return sources[0]
+
+
 def _slice(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    dim = call["dim"] % 4
-    if dim < 2:
+    ndim = call["self"].dim()
+    dim = call["dim"] % ndim
+    if dim < ndim - 2:
         return sources[0]
     start = call["start"] or 0
     if call["step"] != 1 or start < 0:
         raise _SeesEverythingError
-    taps = (range(start, start + 1), range(1)) if dim == 2 else (range(1), range(start, start + 1))
+    taps = (range(start, start + 1), range(1)) if dim == ndim - 2 else (range(1), range(start, start + 1))
     return _taps(trace, sources[0], taps, _whole(1))
 
 
 def _pad(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    pads = [*call["pad"], 0, 0, 0, 0][:4]
+    given = call["pad"] if "pad" in call else call["padding"]
+    pads = [*given, 0, 0, 0, 0][:4]
     return _taps(trace, sources[0], (range(-pads[2], -pads[2] + 1), range(-pads[0], -pads[0] + 1)), _whole(1))
 
 
@@ -557,10 +581,16 @@ RULES: dict[Any, Callable[..., Reach | None]] = {
     aten.upsample_bilinear2d: _upsample,
     aten.pixel_shuffle: _pixel_shuffle,
     aten.slice: _slice,
+    aten.view: _same_cells,
+    aten._unsafe_view: _same_cells,
+    aten.unsqueeze: _same_cells,
+    aten.expand: _same_cells,
     aten.constant_pad_nd: _pad,
     aten.native_batch_norm: _batch_norm,
     aten._native_batch_norm_legit: _batch_norm,
     aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten.replication_pad2d: _pad,
     torch.ops.geonorm.local_context_norm: _local_context_norm,
+    torch.ops.geonorm.local_statistics: _local_context_norm,
 }
 """Operator -> rule. What is not here is unbounded."""

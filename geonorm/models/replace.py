@@ -105,8 +105,8 @@ def localize_norms(model: nn.Module, window_px: int) -> tuple[nn.Module, tuple[R
         )
     if not report:
         raise InvalidConfigError(
-            f"{type(model).__name__} has no GroupNorm, InstanceNorm or LayerNorm to make local. Batch Norm needs none: "
-            "its labels do not depend on the tiles."
+            f"{type(model).__name__} has no GroupNorm, InstanceNorm or LayerNorm to make local. Batch Norm needs none, "
+            "and Local Context Norm is local already: their labels do not depend on the tiles."
         )
     return model, tuple(report)
 

@@ -13,7 +13,11 @@ from geonorm.errors import InvalidConfigError
 class Rescale(nn.Module):
     """Subtract each band's mean and divide by its deviation; both are buffers of shape ``(C,)``.
 
-    A pixel that holds the mean becomes exactly 0: this is how pixels without data enter the network.
+    A pixel that holds the mean becomes exactly 0: this is how pixels without data enter the network. Numbers that are
+    given here (a user's, or those of pretrained weights) stay; the statistics of the data fill in only what is not.
+
+    Attributes:
+        given: Which of the two were given: ``"mean"``, ``"deviation"``.
 
     Args:
         in_channels: Bands C.
@@ -35,6 +39,7 @@ class Rescale(nn.Module):
         deviation: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.given = {name for name, values in (("mean", mean), ("deviation", deviation)) if values is not None}
         mean = [0.0] * in_channels if mean is None else list(mean)
         deviation = [1.0] * in_channels if deviation is None else list(deviation)
         for name, values in (("mean", mean), ("deviation", deviation)):

@@ -1,6 +1,7 @@
 """Normalization layers, called alike: ``Norm(num_features, *, stride=1, ...)``."""
 
 from geonorm.norms.batch import BatchNorm
+from geonorm.norms.batch_average import average_batches
 from geonorm.norms.batch_renorm import BatchRenorm
 from geonorm.norms.factory import NormFactory, make_norm
 from geonorm.norms.frozen import FrozenBatchNorm, NoNorm
@@ -8,7 +9,8 @@ from geonorm.norms.group import GroupNorm, InstanceNorm, LayerNorm
 from geonorm.norms.local_context import LocalContextNorm
 from geonorm.norms.local_contrast import LocalContrastNorm
 from geonorm.norms.positional import PositionalNorm
-from geonorm.norms.switchable import SwitchableNorm
+from geonorm.norms.switchable import SwitchableNorm, harden
+from geonorm.norms.synchronized import synchronize_norms
 
 __all__ = [
     "BatchNorm",
@@ -23,5 +25,8 @@ __all__ = [
     "NormFactory",
     "PositionalNorm",
     "SwitchableNorm",
+    "average_batches",
+    "harden",
     "make_norm",
+    "synchronize_norms",
 ]

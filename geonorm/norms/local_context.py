@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from geonorm.errors import InvalidConfigError
-from geonorm.norms.base import Norm, wide_dtype
+from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.group import check_group_size
 from geonorm.norms.moments import box_sum_adjoint, local_moments, source_rows, window_counts
 
@@ -43,9 +44,14 @@ class LocalContextNorm(Norm):
         border: Near the border use the nearest window inside the map (``"nearest"``, the authors' rule) or the
             part of the window inside it (``"clip"``).
         eps: Added to the variance.
+        compat: ``"authors"`` computes what the released layer does, to load and compare its networks: the window
+            lies one cell right and down, the first and last window serve more cells, no gradient flows through the
+            statistics; and where the window covers either axis, both axes are covered, with unbiased variance and a
+            gradient. Takes ``border="nearest"`` only.
 
     Raises:
-        InvalidConfigError: Not exactly one window, a window below 1, or a group size that does not divide C.
+        InvalidConfigError: Not exactly one window, a window below 1, a group size that does not divide C, or
+            ``compat`` with another border.
     """
 
     def __init__(
@@ -58,24 +64,49 @@ class LocalContextNorm(Norm):
         group_size: int = 4,
         border: Border = "nearest",
         eps: float = 1e-5,
+        compat: Literal["authors"] | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps)
         if border not in get_args(Border):
             raise InvalidConfigError(f'border must be "nearest" or "clip", got {border!r}.')
         if stride < 1:
             raise InvalidConfigError(f"stride must be at least 1, got {stride}.")
+        if compat not in (None, "authors") or (compat is not None and border != "nearest"):
+            raise InvalidConfigError(
+                f'compat must be None, or "authors" with border="nearest", got {compat!r} with border={border!r}.'
+            )
         self.stride = stride
         self.window_px = window_px
-        self.window = _window_in_cells(window_cells, window_px, stride)
+        self.window = window_in_cells(window_cells, window_px, stride)
         self.group_size = check_group_size(num_features, group_size)
         self.border: Border = border
+        self.compat = compat
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize a checked input with autocast off."""
+        if self.compat == "authors":
+            return self._as_released(x)
         y, _, _ = local_context_norm(
             x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps
         )
         return y
+
+    def _as_released(self, x: Tensor) -> Tensor:
+        groups = x.to(wide_dtype(x.dtype)).unflatten(1, (-1, self.group_size))
+        rows, cols = self.window
+        if rows >= x.shape[2] or cols >= x.shape[3]:
+            var, mean = torch.var_mean(groups.contiguous(), dim=(2, 3, 4), correction=1, keepdim=True)
+        else:
+            # The first window of the released layer begins at the second row and column.
+            rest = x.detach()[:, :, 1:, 1:]
+            moved = [(0, 1) if size % 2 else (1, 0) for size in (cols, rows)]
+            mean, var = (
+                pad(planes, (*moved[0], *moved[1]), mode="replicate")[:, :, None]
+                for planes in local_statistics(rest, self.group_size, [rows, cols], "nearest")
+            )
+        y = ((groups - mean) * torch.rsqrt(var + self.eps)).flatten(1, 2)
+        weight, bias = (values.to(y.dtype)[:, None, None] for values in (self.weight, self.bias))
+        return (y * weight + bias).to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
     def extra_repr(self) -> str:
         """Return the settings that ``print(model)`` shows."""
@@ -83,13 +114,17 @@ class LocalContextNorm(Norm):
         return (
             f"{self.num_features}, window={rows}x{cols} cells, stride={self.stride}, "
             f"group_size={self.group_size}, border={self.border!r}, eps={self.eps}"
+            + (f", compat={self.compat!r}" if self.compat else "")
         )
 
 
-def _window_in_cells(window_cells: int | tuple[int, int] | None, window_px: int | None, stride: int) -> tuple[int, int]:
+def window_in_cells(
+    window_cells: int | tuple[int, int] | None, window_px: int | None, stride: int, *, layer: str = "LocalContextNorm"
+) -> tuple[int, int]:
+    """Return rows and columns of a window that is given in cells, or in input pixels at a stride."""
     if (window_cells is None) == (window_px is None):
         raise InvalidConfigError(
-            "LocalContextNorm takes window_px (in pixels of the input image) or window_cells (in cells of each "
+            f"{layer} takes window_px (in pixels of the input image) or window_cells (in cells of each "
             f"map), got window_px={window_px} and window_cells={window_cells}. window_px=31 is a good start."
         )
     if window_px is not None:
@@ -116,12 +151,10 @@ def local_context_norm(
 
     for sample, groups, rows in _chunks(x, group_size, size, border):
         channels = slice(groups.start * group_size, groups.stop * group_size)
-        source = source_rows(size[0], border, x.shape[2], rows)
-        block = x[sample, channels, source.start : source.stop].to(wide).contiguous()
-        block = block.unflatten(0, (-1, group_size))
+        block, first = _block_of(x, sample, groups, rows, group_size, size, border)
         local_mean, local_var = local_moments(block, window=size, border=border, height=x.shape[2], rows=rows)
         local_rstd = local_var.add_(eps).rsqrt_()
-        centre = block[:, :, rows.start - source.start : rows.stop - source.start]
+        centre = block[:, :, rows.start - first : rows.stop - first]
         out = (centre - local_mean[:, None]).mul_(local_rstd[:, None])
         out.mul_(_per_channel(weight, channels, group_size, wide))
         out.add_(_per_channel(bias, channels, group_size, wide))
@@ -158,12 +191,8 @@ def local_context_norm_backward(
     ``dx = g r - box(r sum(g) - (mean - c) q) - (x - c) box(q)``, ``q = r^2 sum(g z)``, for any constant c.
     """
     wide = wide_dtype(x.dtype)
-    height, width = x.shape[2:]
     size = (window[0], window[1])
-    if border == "nearest":
-        share: float | Tensor = 1 / (group_size * min(size[0], height) * min(size[1], width))
-    else:
-        share = 1 / (group_size * window_counts((height, width), window=size, like=mean))
+    share = _share(x, group_size, size, border)
     grad_x = torch.empty_like(x)
     grad_weight = torch.zeros_like(weight, dtype=wide)
     grad_bias = torch.zeros_like(weight, dtype=wide)
@@ -179,9 +208,7 @@ def local_context_norm_backward(
         grad_weight[channels] += (upstream * normalized).sum((2, 3)).flatten()
         scaled = upstream * _per_channel(weight, channels, group_size, wide)
         q = normalized.mul_(scaled).sum(1).mul_(local_rstd).mul_(local_rstd)
-        # Any constant will do; the map's own level keeps the two terms it stands in from cancelling.
-        # A NaN or infinite cell must not reach beyond its windows by way of the level.
-        level = local_mean.nanmean((1, 2)).nan_to_num(0.0, 0.0, 0.0)[:, None, None]
+        level = _level(local_mean)
         p = scaled.sum(1).mul_(local_rstd).sub_((local_mean - level).mul_(q))
         box_p = box_sum_adjoint(p.mul_(share), window=size, border=border)
         box_q = box_sum_adjoint(q.mul_(share), window=size, border=border)
@@ -219,6 +246,96 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 local_context_norm.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op("geonorm::local_statistics", mutates_args=())
+def local_statistics(x: Tensor, group_size: int, window: list[int], border: str) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each group in the window of each cell, ``(N, groups, H, W)``."""
+    mean, var = _empty_planes(x, group_size), _empty_planes(x, group_size)
+    size = (window[0], window[1])
+    for sample, groups, rows in _chunks(x, group_size, size, border):
+        where = (sample, groups, slice(rows.start, rows.stop))
+        block, _ = _block_of(x, sample, groups, rows, group_size, size, border)
+        mean[where], var[where] = local_moments(block, window=size, border=border, height=x.shape[2], rows=rows)
+    return mean, var
+
+
+@local_statistics.register_fake
+def _(x: Tensor, group_size: int, window: list[int], border: str) -> tuple[Tensor, Tensor]:
+    return _empty_planes(x, group_size), _empty_planes(x, group_size)
+
+
+@torch.library.custom_op("geonorm::local_statistics_backward", mutates_args=())
+def local_statistics_backward(
+    grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor, group_size: int, window: list[int], border: str
+) -> Tensor:
+    """Return the gradient of ``x``.
+
+    ``dx = box(grad_mean - 2 (mean - c) grad_var) + 2 (x - c) box(grad_var)`` for any constant c, with ``box`` the
+    sum over the windows that hold a cell, divided by their number of values.
+    """
+    size = (window[0], window[1])
+    share = _share(x, group_size, size, border)
+    grad_x = torch.empty_like(x)
+    for sample, groups, _ in _chunks(x, group_size, size, border, split_rows=False):
+        channels = slice(groups.start * group_size, groups.stop * group_size)
+        block = x[sample, channels].to(mean.dtype).contiguous().unflatten(0, (-1, group_size))
+        level = _level(mean[sample, groups])
+        of_var = grad_var[sample, groups] * 2
+        of_mean = grad_mean[sample, groups] - (mean[sample, groups] - level) * of_var
+        box_mean = box_sum_adjoint(of_mean * share, window=size, border=border)
+        box_var = box_sum_adjoint(of_var * share, window=size, border=border)
+        out = (block - level[:, None]).mul_(box_var[:, None]).add_(box_mean[:, None])
+        grad_x[sample, channels] = out.flatten(0, 1)
+    return grad_x
+
+
+@local_statistics_backward.register_fake
+def _(
+    grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor, group_size: int, window: list[int], border: str
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.group_size, ctx.window, ctx.border = inputs
+    ctx.save_for_backward(x, output[0])
+
+
+def _statistics_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+    x, mean = ctx.saved_tensors
+    grad = local_statistics_backward(grad_mean, grad_var, x, mean, ctx.group_size, ctx.window, ctx.border)
+    return grad, None, None, None
+
+
+local_statistics.register_autograd(_statistics_backward, setup_context=_save_statistics)
+
+
+def _block_of(
+    x: Tensor, sample: int, groups: slice, rows: range, group_size: int, window: tuple[int, int], border: str
+) -> tuple[Tensor, int]:
+    """Return what the windows of some rows reach, ``(groups, group_size, source rows, W)``, and its first row."""
+    source = source_rows(window[0], border, x.shape[2], rows)
+    channels = slice(groups.start * group_size, groups.stop * group_size)
+    block = x[sample, channels, source.start : source.stop].to(wide_dtype(x.dtype)).contiguous()
+    return block.unflatten(0, (-1, group_size)), source.start
+
+
+def _share(x: Tensor, group_size: int, window: tuple[int, int], border: str) -> float | Tensor:
+    """Return one over the number of values in each window."""
+    height, width = x.shape[2:]
+    if border == "nearest":
+        return 1 / (group_size * min(window[0], height) * min(window[1], width))
+    like = torch.empty((), dtype=wide_dtype(x.dtype), device=x.device)
+    return 1 / (group_size * window_counts((height, width), window=window, like=like))
+
+
+def _level(mean: Tensor) -> Tensor:
+    """Return a level of the map, ``(groups, 1, 1)``: any constant will do, this one keeps two terms from cancelling.
+
+    A NaN or infinite cell must not reach beyond its windows by way of the level.
+    """
+    return mean.nanmean((1, 2)).nan_to_num(0.0, 0.0, 0.0)[:, None, None]
 
 
 def _chunks(

@@ -22,14 +22,19 @@ def test_it_trains_and_evaluates_as_torch_does(momentum: float) -> None:
     torch.testing.assert_close(ours.eval()(x), torchs.eval()(x), rtol=1e-5, atol=1e-5)
 
 
-def test_tools_that_look_for_torchs_class_find_it() -> None:
-    layer = with_random_state(BatchNorm(6))
+def test_state_dicts_go_both_ways() -> None:
+    ours, torchs = with_random_state(BatchNorm(6)), nn.BatchNorm2d(6)
 
-    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))[0]
+    torchs.load_state_dict(ours.state_dict())
+    BatchNorm(6).load_state_dict(torchs.state_dict())
 
-    assert isinstance(layer, nn.BatchNorm2d)
-    assert isinstance(synchronized, nn.SyncBatchNorm)
-    torch.testing.assert_close(dict(synchronized.state_dict()), dict(layer.state_dict()))
+    x = random_map(2, 6, 9, 14)
+    torch.testing.assert_close(torchs.eval()(x), ours.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_one_value_a_channel_has_no_variance_to_train_with() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BatchNorm(6)(torch.rand(1, 6, 1, 1))
 
 
 def test_evaluation_leaves_the_running_statistics_alone() -> None:
