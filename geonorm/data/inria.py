@@ -18,7 +18,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import InriaAerialImageLabeling
 
 from geonorm.data.pairs import Pair, open_pair
-from geonorm.data.patches import EpochNumbers, RandomPatches, turned
+from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
 from geonorm.data.spec import INRIA, DatasetSpec
 from geonorm.errors import DatasetError, InvalidConfigError
 from geonorm.raster.read import Grid, open_raster
@@ -76,6 +76,7 @@ class InriaDataModule(NonGeoDataModule):
         self.patch_px = patch_px
         self.patches_per_epoch = patches_per_epoch
         self.seed = seed
+        self._numbers = PatchNumbers(patches_per_epoch, batch_size=batch_size)
 
     @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
@@ -120,21 +121,38 @@ class InriaDataModule(NonGeoDataModule):
             self._patches = RandomPatches(
                 splits["train"], self.grids["train"], bands=BANDS, patch_px=self.patch_px, seed=self.seed
             )
+            rank, processes = self._place()
+            self._numbers = PatchNumbers(
+                self.patches_per_epoch, batch_size=self.batch_size, rank=rank, processes=processes
+            )
+            if not self._numbers.steps:
+                raise InvalidConfigError(
+                    f"patches_per_epoch must hold a batch of every process, got {self.patches_per_epoch} for "
+                    f"{processes} of {self.batch_size}."
+                )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Return random patches, new ones in each epoch."""
-        return DataLoader(
-            self._patches,
-            batch_size=self.batch_size,
-            sampler=EpochNumbers(self.patches_per_epoch),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            drop_last=True,
-        )
+        """Return random patches, new ones in each epoch; several processes share every step's."""
+        return PatchLoader(self._patches, self._numbers, num_workers=self.num_workers)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return which patch comes next: a checkpoint keeps it, so that a resumed run sees what remained."""
+        return {"next": self._numbers.next}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the patch that comes next."""
+        self._numbers.next = state_dict["next"]
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the files of whole tiles, one at a time; the task reads them by windows."""
-        return DataLoader(WholeTiles(self.pairs["val"]), batch_size=1, collate_fn=_only)
+        tiles = WholeTiles(self.pairs["val"])
+        rank, processes = self._place()
+        share = WholeShare(len(tiles), rank=rank, processes=processes)
+        return DataLoader(tiles, batch_size=1, sampler=share, collate_fn=_only)
+
+    def _place(self) -> tuple[int, int]:
+        """Return the number of this process and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the validation tiles: the labels of INRIA's own test cities are withheld."""

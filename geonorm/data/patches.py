@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL
@@ -72,22 +73,73 @@ def read_sample(pair: OpenPair, window: Window, side_px: int) -> Sample:
     }
 
 
-class EpochNumbers(Sampler[int]):
-    """Gives the samples of an epoch numbers of their own: ``epoch * length ... (epoch + 1) * length - 1``."""
+class PatchNumbers(DistributedSampler[int]):
+    """Numbers samples 0, 1, 2, ... through all epochs, and remembers which comes next.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.epoch = 0
+    Several processes take turns of ``batch_size`` numbers each, so that together they read, step by step, what one
+    process with the whole batch reads.
+
+    Args:
+        length: Samples per epoch, of all processes together; a rest that fills no batch of all is left out.
+        batch_size: Samples per step of each process.
+        rank: Number of this process.
+        processes: How many there are.
+    """
+
+    # A DistributedSampler, so that Lightning puts no sampler of its own in its place.
+    def __init__(self, length: int, *, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.steps = length // (batch_size * processes)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
+        self.next = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the numbers of another epoch; the Trainer calls this."""
-        self.epoch = epoch
+        """Do nothing: the numbers go on through the epochs, wherever a run is resumed."""
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
+        first = self.next
+        for step in range(self.steps):
+            start = first + (step * self.processes + self.rank) * self.batch_size
+            yield from range(start, start + self.batch_size)
+
+
+class PatchLoader(DataLoader[Sample]):
+    """A loader that counts on its numbers how many samples were handed out; workers have read further."""
+
+    def __init__(self, patches: RandomPatches, numbers: PatchNumbers, *, num_workers: int) -> None:
+        super().__init__(
+            patches,
+            batch_size=numbers.batch_size,
+            sampler=numbers,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        )
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its own class
+        for batch in super().__iter__():
+            self.numbers.next += self.numbers.batch_size * self.numbers.processes
+            yield batch
+
+
+class WholeShare(DistributedSampler[int]):
+    """Gives each process its share of some items: every item once, where torch's own sampler repeats some."""
+
+    def __init__(self, length: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.items = range(rank, length, processes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: every epoch has the same items."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.items)
 
 
 def turned(image: Tensor, turn: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geonorm.data.pairs import Pair, open_pair
-from geonorm.data.patches import EpochNumbers, RandomPatches, Sample, turned
+from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, Sample, WholeShare, turned
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import DatasetError
 
@@ -252,22 +252,50 @@ def test_a_mask_with_another_value_is_an_error_that_names_it(tmp_path: Path) -> 
 # Numbers of an epoch
 
 
-@given(length=st.integers(1, 50), epochs=st.integers(1, 5))
-def test_epochs_count_on_where_the_last_one_ended(length: int, epochs: int) -> None:
-    sampler, numbers = EpochNumbers(length), []
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        numbers += [*sampler]
+@given(steps=st.integers(1, 9), batch_size=st.integers(1, 4), processes=st.integers(1, 3), rest=st.integers(0, 2))
+def test_processes_share_the_numbers_step_by_step(steps: int, batch_size: int, processes: int, rest: int) -> None:
+    whole = batch_size * processes
+    length = steps * whole + min(rest, whole - 1)
+    samplers = [
+        PatchNumbers(length, batch_size=batch_size, rank=rank, processes=processes) for rank in range(processes)
+    ]
 
-    assert numbers == [*range(epochs * length)]
-    assert len(sampler) == length
+    numbers = [[*sampler] for sampler in samplers]
+
+    for step in range(steps):
+        part = slice(step * batch_size, (step + 1) * batch_size)
+        assert [number for one in numbers for number in one[part]] == [*range(step * whole, (step + 1) * whole)]
+    assert [len(sampler) for sampler in samplers] == [len(one) for one in numbers] == [steps * batch_size] * processes
 
 
-def test_an_epoch_begun_again_has_the_same_numbers() -> None:
-    sampler = EpochNumbers(10)
-    sampler.set_epoch(7)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_where_another_left_off(tmp_path: Path, num_workers: int) -> None:
+    dataset = patches(tmp_path, places(32, 32))
 
-    assert [*sampler] == [*sampler] == [*range(70, 80)]
+    def loader() -> PatchLoader:
+        return PatchLoader(dataset, PatchNumbers(8, batch_size=2), num_workers=num_workers)
+
+    through = loader()
+    expected = [batch["image"] for _ in range(3) for batch in through]  # 3 epochs of 4 steps
+    begun = loader()
+    for _ in begun:
+        pass
+    for _, _ in zip(range(2), begun, strict=False):  # workers have read further by now
+        pass
+
+    resumed = loader()
+    resumed.numbers.next = begun.numbers.next
+
+    got = [batch["image"] for _ in range(2) for batch in resumed]
+    assert begun.numbers.next == 12
+    assert all(torch.equal(one, other) for one, other in zip(got, expected[6:], strict=False))
+
+
+@given(length=st.integers(0, 20), processes=st.integers(1, 5))
+def test_every_item_belongs_to_one_process(length: int, processes: int) -> None:
+    shares = [[*WholeShare(length, rank=rank, processes=processes)] for rank in range(processes)]
+
+    assert sorted(item for share in shares for item in share) == [*range(length)]
 
 
 # Turns
