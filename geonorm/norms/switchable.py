@@ -251,6 +251,7 @@ def sparsemax(x: Tensor) -> Tensor:
 
 
 def _ratios(control: Tensor, selection: Selection) -> Tensor:
+    control = control.to(wide_dtype(control.dtype))
     if selection == "soft":
         return control.softmax(dim=-1)
     if selection == "sparse":

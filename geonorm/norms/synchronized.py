@@ -33,7 +33,7 @@ def batch_moments(mean: Tensor, var: Tensor, *, cells: int, synchronized: bool) 
     Returns:
         Mean ``(C,)``, biased variance ``(C,)``, and the number of values behind each, a scalar.
     """
-    count = torch.tensor(float(mean.shape[0] * cells), dtype=mean.dtype, device=mean.device)
+    count = mean.new_full((), mean.shape[0] * cells)  # no Python number: exported programs take any size
     if not (synchronized and _several_processes()):
         spread, batch_mean = torch.var_mean(mean, dim=0, correction=0)
         return batch_mean, var.mean(dim=0) + spread, count

@@ -4,6 +4,7 @@ Every oracle works in the precision of its input (the tests give float64), is wr
 geonorm, and can be differentiated by autograd, so that one definition checks numbers and gradients.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -28,6 +29,30 @@ def frozen_batch_norm(
     return scaled(centred / torch.sqrt(variance.reshape(1, -1, 1, 1) + eps), weight=weight, bias=bias)
 
 
+def batch_renorm(
+    x: Tensor,
+    *,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    r_max: float,
+    d_max: float,
+    eps: float = EPS,
+) -> Tensor:
+    """Return the training mode of Batch Renorm (Ioffe, algorithm 1) where r and d have these bounds."""
+    channels = []
+    for channel, old_mean, old_var in zip(x.unbind(dim=1), running_mean, running_var, strict=True):
+        mean = channel.mean()
+        deviation = torch.sqrt((channel - mean).square().mean() + eps)
+        old_deviation = math.sqrt(old_var.item() + eps)
+        # Numbers, not tensors: no gradient flows through them.
+        r = min(max(deviation.item() / old_deviation, 1 / r_max), r_max)
+        d = min(max((mean.item() - old_mean.item()) / old_deviation, -d_max), d_max)
+        channels.append((channel - mean) / deviation * r + d)
+    return scaled(torch.stack(channels, dim=1), weight=weight, bias=bias)
+
+
 def instance_norm(x: Tensor, *, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
     """Return `x` standardized over the cells of each channel of each sample."""
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
@@ -47,6 +72,39 @@ def group_norm(x: Tensor, *, weight: Tensor, bias: Tensor, group_size: int, eps:
         variance, mean = torch.var_mean(group, dim=(1, 2, 3), correction=0, keepdim=True)
         normal.append((group - mean) / torch.sqrt(variance + eps))
     return scaled(torch.cat(normal, dim=1), weight=weight, bias=bias)
+
+
+def positional_norm(x: Tensor, *, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
+    """Return `x` standardized over the channels of each cell of each sample (Li et al.)."""
+    mean = x.sum(dim=1, keepdim=True) / x.shape[1]
+    variance = (x - mean).square().sum(dim=1, keepdim=True) / x.shape[1]
+    return scaled((x - mean) / torch.sqrt(variance + eps), weight=weight, bias=bias)
+
+
+def local_contrast_norm(x: Tensor, *, weight: Tensor, bias: Tensor, window: int, eps: float = EPS) -> Tensor:
+    """Return `x` less the Gaussian mean around each cell, over the Gaussian deviation there (Jarrett et al.).
+
+    Mean and deviation are over all channels. No cell is divided by less than the mean deviation of its sample.
+    """
+    height, width = x.shape[2:]
+    means, deviations = [], []
+    for row in range(height):
+        for col in range(width):
+            share = gaussian(height, row, window)[:, None] * gaussian(width, col, window) / x.shape[1]
+            mean = (x * share).sum(dim=(1, 2, 3), keepdim=True)
+            means.append(mean)
+            deviations.append(torch.sqrt(((x - mean).square() * share).sum(dim=(1, 2, 3), keepdim=True) + eps))
+    mean = torch.cat(means, dim=3).reshape(-1, 1, height, width)
+    deviation = torch.cat(deviations, dim=3).reshape(-1, 1, height, width)
+    least = deviation.mean(dim=(2, 3), keepdim=True)
+    return scaled((x - mean) / torch.maximum(deviation, least), weight=weight, bias=bias)
+
+
+def gaussian(length: int, centre: int, window: int) -> Tensor:
+    """Return the weights along one axis of the window around `centre`, 0 outside it; those on the axis sum to 1."""
+    away = (torch.arange(length) - centre).double()
+    weights = torch.exp(-((away / (window / 4)) ** 2) / 2) * (away.abs() <= window // 2)
+    return weights / weights.sum()
 
 
 def switchable_norm(

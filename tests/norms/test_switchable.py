@@ -8,6 +8,8 @@ from geonorm.norms import BatchNorm, InstanceNorm, LayerNorm, SwitchableNorm
 from tests.norms import oracles
 from tests.norms.maps import random_map, relative_rms, with_random_state
 
+pytestmark = pytest.mark.filterwarnings("ignore:SwitchableNorm.* normalizes a map of one cell")
+
 ONLY = {"IN": (50.0, -50.0, -50.0), "LN": (-50.0, 50.0, -50.0), "BN": (-50.0, -50.0, 50.0)}
 
 
@@ -24,7 +26,7 @@ def only(choice: str, *, num_features: int = 6) -> SwitchableNorm:
     layer = with_random_state(SwitchableNorm(num_features)).double()
     with torch.no_grad():
         layer.mean_weight.copy_(torch.tensor(ONLY[choice]))
-        layer.var_weight.copy_(torch.tensor(ONLY[choice]))
+        layer.get_parameter("var_weight").copy_(torch.tensor(ONLY[choice]))
     return layer
 
 
@@ -78,7 +80,7 @@ def test_saturated_control_parameters_leave_one_norm(training: bool) -> None:
 def test_means_and_variances_are_mixed_apart() -> None:
     layer = only("IN")
     with torch.no_grad():
-        layer.var_weight.copy_(torch.tensor(ONLY["LN"]))
+        layer.get_parameter("var_weight").copy_(torch.tensor(ONLY["LN"]))
     x = random_map(3, 6, 9, 14, dtype=torch.float64) * torch.arange(1, 7).reshape(1, 6, 1, 1)
 
     mean, variance = x.mean(dim=(2, 3), keepdim=True), x.var(dim=(1, 2, 3), correction=0, keepdim=True)
@@ -131,7 +133,7 @@ def test_the_gradients_of_the_control_parameters_are_those_of_the_definitions(
     layer = with_random_state(SwitchableNorm(6)).train(training).double()
     x = random_map(*shape, dtype=torch.float64) + 3 * torch.arange(6).reshape(1, 6, 1, 1)
     upstream = random_map(*shape, seed=3, dtype=torch.float64)
-    inputs = [x.requires_grad_(), layer.mean_weight, layer.var_weight, layer.weight, layer.bias]
+    inputs = [x.requires_grad_(), layer.mean_weight, layer.get_parameter("var_weight"), layer.weight, layer.bias]
     expected = torch.autograd.grad(expected_of(x, layer), inputs, upstream)
 
     got = torch.autograd.grad(layer(x), inputs, upstream)
@@ -174,7 +176,7 @@ def test_maps_of_one_pixel_are_finite(choice: str, training: bool, samples: int)
     y.square().sum().backward()
 
     assert y.isfinite().all()
-    grads = [x.grad, layer.mean_weight.grad, layer.var_weight.grad]
+    grads = [x.grad, layer.mean_weight.grad, layer.get_parameter("var_weight").grad]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
     assert layer.running_var.isfinite().all()
 
