@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, add, run in (
         ("predict", "label a raster of any size", _add_predict, _predict),
         ("shift", "measure whether labels depend on where the tiles lie", _add_shift, _shift),
+        ("localize", "give a trained network local statistics, so that its tiles agree", _add_localize, _localize),
+        ("ratios", "show what Switchable Norm chose, layer by layer and over training", _add_ratios, _ratios),
         ("info", "say what a checkpoint holds and what its tiles cost", _add_info, _info),
         ("demo", "the whole story on drawn data, in minutes, on a CPU", _add_demo, _demo),
     ):
@@ -181,6 +183,84 @@ def _shift(options: argparse.Namespace) -> None:
     )
     print(table(report))
     print(f"Written: {options.out_dir}/shift.json and pictures")
+
+
+# localize
+
+
+def _add_localize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a network with Group, Instance or Layer Norm")
+    parser.add_argument("target", help="checkpoint to write")
+    parser.add_argument(
+        "--window_px",
+        type=int,
+        nargs="+",
+        required=True,
+        help="window of the norms in pixels of the image (1.5 training patches is a good start); several are compared",
+    )
+    parser.add_argument("--sources", nargs="+", default=(), help="rasters to measure on, or folders of images/ and gt/")
+    parser.add_argument("--labels", nargs="+", default=(), help="building masks of the sources, in the same order")
+    parser.add_argument("--core_px", type=int, default=256, help="side of the square one network call writes")
+    parser.add_argument(
+        "--halos_px", type=int, nargs="+", default=None, help="halos to try; else up to 512, as far as the sources go"
+    )
+    parser.add_argument("--shift_px", type=int, default=128, help="move of the tile grid under which labels may flip")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        help="by how much IoU (without labels: the share of equal labels) may be worse than the original's",
+    )
+    parser.add_argument("--report", default=None, help="JSON file for the figures; else TARGET.json")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+
+
+def _localize(options: argparse.Namespace) -> None:
+    from geonorm.evaluation import localize
+    from geonorm.evaluation.localization import table
+
+    found = localize(
+        options.checkpoint,
+        options.target,
+        windows_px=options.window_px,
+        sources=options.sources,
+        labels=options.labels,
+        core_px=options.core_px,
+        halos_px=options.halos_px,
+        shift_px=options.shift_px,
+        tolerance=options.tolerance,
+        device=_device(options.device),
+        report=options.report,
+        overwrite=options.overwrite,
+        trust=options.trust,
+        progress=True,
+    )
+    if found.original is not None:
+        print("\n".join([table(found), *found.notes]))
+    print(found.why)
+    print(f"Written: {', '.join(filter(None, (found.target, found.report)))}")
+
+
+# ratios
+
+
+def _add_ratios(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="checkpoint of geonorm fit, or its log folder (.../lightning_logs/version_0)")
+    parser.add_argument("out_dir", type=Path, help="folder for tables and pictures")
+    parser.add_argument(
+        "--compare", nargs="+", default=(), metavar="OTHER", help="runs of the same layers to hold against the first"
+    )
+    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+
+
+def _ratios(options: argparse.Namespace) -> None:
+    from geonorm.evaluation.ratio_report import switchable_ratios, table
+
+    report = switchable_ratios(options.source, options.out_dir, compare=options.compare, trust=options.trust)
+    print(table(report))
+    print(f"Written: {options.out_dir}/ratios.csv, divergences.csv, summary.json and pictures")
 
 
 # info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from geonorm.cli import main
 from geonorm.data.spec import INRIA
 from geonorm.inference import predict_raster
 from geonorm.models import UNet
-from geonorm.norms import BatchNorm, GroupNorm
+from geonorm.norms import BatchNorm, GroupNorm, SwitchableNorm
 from geonorm.tasks import SegmentationTask
 
 pytestmark = [
@@ -39,7 +40,7 @@ pytestmark = [
 ]
 
 PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
-COMMANDS = ("fit", "validate", "test", "predict", "shift", "info", "demo")
+COMMANDS = ("fit", "validate", "test", "predict", "shift", "localize", "ratios", "info", "demo")
 MODEL = (
     "--model.norm=geonorm.norms.BatchNorm",
     "--model.network=geonorm.models.UNet",
@@ -87,6 +88,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     labels = random.integers(0, 2, (1, 60, 90)).astype(np.uint8)
     draw(folder / "image.tif", image)
     draw(folder / "grey.tif", image[:1])
+    draw(folder / "small.tif", labels[:, :30, :45])
     for name in ("austin1", "austin6"):
         draw(folder / f"data/images/{name}.tif", image)
         draw(folder / f"data/gt/{name}.tif", labels)
@@ -105,6 +107,8 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     (folder / "text.ckpt").write_text("no checkpoint")
     save_checkpoint(folder / "bn.ckpt", BatchNorm)
     save_checkpoint(folder / "gn.ckpt", partial(GroupNorm, group_size=2))
+    save_checkpoint(folder / "sn.ckpt", SwitchableNorm)
+    save_checkpoint(folder / "sn_of_two.ckpt", partial(SwitchableNorm, pool=["IN", "BN"]))
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
     torch.save([1, 2, 3], folder / "list.ckpt")
     (folder / "bad_norm.yaml").write_text("model:\n  norm:\n    class_path: geonorm.norms.Nonsense\n")
@@ -179,7 +183,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"    {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["predict", "shift", "info", "demo"])
+@pytest.mark.parametrize("command", ["predict", "shift", "localize", "ratios", "info", "demo"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
 
@@ -270,11 +274,60 @@ def test_a_warning_of_ours_is_one_line(here: Path, capsys: pytest.CaptureFixture
     assert line.startswith("geonorm: warning: The labels depend on the tiles")
 
 
+def test_ratios_writes_tables_and_pictures_and_says_the_averages(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("ratios", "sn.ckpt", "out") == 0
+
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("mean BN", "RF <49 px", "bottleneck", "out/ratios.csv"))
+    assert {"ratios.csv", "summary.json", "sn_ratios.png", "averages.png"} < {path.name for path in here.glob("out/*")}
+
+
 def test_info_says_what_a_checkpoint_holds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", "bn.ckpt") == 0
 
     out = capsys.readouterr().out
     assert all(fact in out for fact in ("red, green, blue", "building", "geonorm.norms.BatchNorm", "bn.ckpt"))
+
+
+def test_localize_writes_what_info_predict_and_shift_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("localize", "gn.ckpt", "local.ckpt", "--window_px", "5") == 0
+    assert run("info", "local.ckpt") == 0
+    assert run("predict", "local.ckpt", "image.tif", "map.tif", "--halo", "exact", "--core_px", "32") == 0
+    shift = ["--checkpoints", "local.ckpt", "--sources", "image.tif", "--core_px", "32", "--shifts_px", "8"]
+    assert run("shift", "out", *shift) == 0
+
+    out, err = capsys.readouterr()
+    assert "windows of 5 px" in out
+    assert "localized: norms over windows of 5 px" in err
+    assert "local (localized, 5 px)" in out
+    with rasterio.open("map.tif") as dataset:
+        assert dataset.tags()["geonorm_localized_px"] == "5"
+        assert dataset.tags()["geonorm_tile_independent"] == "yes"
+
+
+def test_localize_prints_a_table_and_writes_the_window_it_takes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--window_px",
+        "3",
+        "5",
+        "--sources",
+        "image.tif",
+        "--core_px",
+        "16",
+        "--shift_px",
+        "8",
+        "--tolerance",
+        "1",
+    ]
+
+    assert run("localize", "gn.ckpt", "local.ckpt", *words, "--halos_px", "0", "8", "--report", "figures.json") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:4]] == ["network", "original", "window 3 px", "window 5 px"]
+    assert lines[-1] == "Written: local.ckpt, figures.json"
+    assert json.loads((here / "figures.json").read_text())["halos_px"] == [0, 8]
 
 
 # Mistakes: code 2, one line, nothing written
@@ -307,6 +360,27 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "device of another torch": (["predict", "bn.ckpt", "image.tif", "map.tif", "--device", "hpu"], "hpu"),
     "shift without checkpoint": (["shift", "out", "--checkpoints", "no.ckpt", "--sources", "image.tif"], "no.ckpt"),
     "shift without raster": (["shift", "out", "--checkpoints", "bn.ckpt", "--sources", "no.tif"], "no.tif"),
+    "localize Batch Norm": (["localize", "bn.ckpt", "local.ckpt", "--window_px", "9"], "no GroupNorm"),
+    "localize onto a file": (["localize", "gn.ckpt", "text.ckpt", "--window_px", "9"], "text.ckpt exists"),
+    "localize on no raster": (
+        ["localize", "gn.ckpt", "local.ckpt", "--window_px", "9", "--sources", "no.tif"],
+        "no.tif",
+    ),
+    "localize over no window": (["localize", "gn.ckpt", "local.ckpt", "--window_px", "0"], "window_px must be"),
+    "localize with labels of another raster": (
+        ["localize", "gn.ckpt", "local.ckpt", "--window_px", "9", "--sources", "image.tif", "--labels", "small.tif"],
+        "small.tif is 30 x 45",
+    ),
+    "start from a missing checkpoint": (fit("--model.init_from=no.ckpt"), "no.ckpt"),
+    "start from text": (fit("--model.init_from=text.ckpt"), "text.ckpt"),
+    "start from another network": (fit("--model.init_from=foreign.ckpt"), "of its 0 tensors none"),
+    "localize what is trained with Batch Norm": (fit("--model.localize_px=9"), "no GroupNorm"),
+    "ratios of no checkpoint": (["ratios", "no.ckpt", "out"], "no.ckpt does not exist"),
+    "ratios of another norm": (["ratios", "bn.ckpt", "out"], "its norm is geonorm.norms.BatchNorm"),
+    "ratios of a foreign checkpoint": (["ratios", "foreign.ckpt", "out"], "foreign.ckpt"),
+    "ratios of a folder without log": (["ratios", "data", "out"], "data is no log folder"),
+    "ratios into a file": (["ratios", "sn.ckpt", "text.tif"], "The folder text.tif cannot be made"),
+    "ratios of unlike pools": (["ratios", "sn.ckpt", "out", "--compare", "sn_of_two.ckpt"], "do not correspond"),
     "unknown norm": (fit("--config=bad_norm.yaml"), "Nonsense"),
     "unknown setting of a norm": (fit("--config=bad_norm_key.yaml"), "widow_px"),
     "unknown key": (fit("--config=bad_key.yaml"), "lerning_rate"),

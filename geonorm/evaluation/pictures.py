@@ -29,6 +29,13 @@ class FlipPicture:
         self.labels = np.zeros(shape)
         self._valid = np.zeros(shape)
 
+    def add_rows(self, row: int, labels: Sequence[Tensor], valid: Tensor) -> None:
+        """Count the rows from ``row`` on: labels ``(rows, W)`` of the grid at rest and of every moved one."""
+        base, *others = labels
+        for which, other in enumerate(others):
+            self.add(which, row, (base != other) & valid)
+        self.add_labels(row, base, valid)
+
     def add(self, which: int, row: int, flipped: Tensor) -> None:
         """Count flips, bool ``(rows, W)``, of the rows from ``row`` on."""
         self._sum(self.flips[which], row, flipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,12 @@ def shift_consistency(
     Raises:
         InvalidConfigError: No shift, or one that leaves the grid where it is.
     """
-    _check_shifts(shifts_px, core_px)
+    check_shifts(shifts_px, core_px)
     check_batch_size(batch_size)
     for source in sources:
         check_readable(source)
     models = [item if isinstance(item, TrainedModel) else load_model(item, trust=trust) for item in checkpoints]
-    labels = _labels([os.fspath(item) if not isinstance(item, TrainedModel) else item.name for item in checkpoints])
+    labels = short_names([os.fspath(item) if not isinstance(item, TrainedModel) else item.name for item in checkpoints])
     folder = make_folder(out_dir)
     report: Report = {"format": FORMAT, "version": __version__, "runs": []}
     for model, label in zip(models, labels, strict=True):
@@ -97,7 +97,9 @@ def shift_consistency(
                 )
                 jobs = [job.moved(shift, reader) for shift, reader in zip((0, *shifts_px), readers, strict=True)]
                 picture = FlipPicture(job.plan.height, job.plan.width, [f"grid moved by {s} px" for s in shifts_px])
-                found = _compare(jobs, picture, batch_size=batch_size, progress=progress, title=label)
+                found = compare_grids(
+                    jobs, on_rows=picture.add_rows, batch_size=batch_size, progress=progress, title=label
+                )
             name = f"{label}_{Path(source).stem}.png"
             draw_flips(picture, folder / name, source=source, title=f"{label} on {Path(source).name}")
             report["runs"].append(_run(job, label, source, shifts_px, found, picture=name))
@@ -139,13 +141,19 @@ def table(report: Report) -> str:
     head = ("model", "raster", "move", "kind", "flips %", "max change", "mean change", "IoU of maps", "halo")
     rows: list[tuple[str, ...]] = [head]
     rows += [_table_row(run, moved) for run in report["runs"] for moved in run["shifts"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return in_columns(rows)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _table_row(run: dict[str, Any], moved: dict[str, Any]) -> tuple[str, ...]:
+    local_px = run["localized_px"]
     return (
-        run["model"],
+        run["model"] if local_px is None else f"{run['model']} (localized, {local_px} px)",
         Path(run["source"]).name,
         f"{moved['shift_px']} px",
         "aligned" if moved["aligned"] else "unaligned",
@@ -157,9 +165,23 @@ def _table_row(run: dict[str, Any], moved: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _compare(
-    jobs: Sequence[Job], picture: FlipPicture, *, batch_size: int, progress: bool, title: str
+def compare_grids(
+    jobs: Sequence[Job],
+    *,
+    on_rows: Callable[[int, list[Tensor], Tensor], None],
+    batch_size: int = 1,
+    progress: bool = False,
+    title: str = "labelling",
 ) -> list[Disagreement]:
+    """Return how far the maps of the other jobs are from that of the first, run side by side.
+
+    Args:
+        jobs: The same raster under several grids, each with a reader of its own.
+        on_rows: Called with rows that all jobs have finished: first row, labels ``(rows, W)`` of each job, validity.
+        batch_size: Tiles per network call.
+        progress: Show a progress bar.
+        title: What the bar is called.
+    """
     found = [no_disagreement(len(jobs[0].model.spec.class_names)) for _ in jobs[1:]]
     streams = [
         job.strips(
@@ -171,11 +193,10 @@ def _compare(
         for index, job in enumerate(jobs)
     ]
     for row, logits, valid in rows_together(streams):
-        base, *others = map(probabilities, logits)
-        for which, other in enumerate(others):
-            found[which] += disagreement(base, other, valid)
-            picture.add(which, row, (base.max(0).indices != other.max(0).indices) & valid)
-        picture.add_labels(row, base.max(0).indices, valid)
+        probs = [*map(probabilities, logits)]
+        for which, other in enumerate(probs[1:]):
+            found[which] += disagreement(probs[0], other, valid)
+        on_rows(row, [one.max(0).indices for one in probs], valid)
     return found
 
 
@@ -191,6 +212,7 @@ def _run(
     return {
         "model": label,
         "norm": job.model.norm_path,
+        "localized_px": job.model.localized_px,
         "source": os.fspath(source),
         "height": job.plan.height,
         "width": job.plan.width,
@@ -227,14 +249,15 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
+def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
+    """Raise `InvalidConfigError` unless every shift moves a grid of such cores."""
     idle = [shift for shift in shifts_px if shift % core_px == 0]
     if not shifts_px or idle:
         problem = f"{idle[0]} px leaves a grid of {core_px}-px cores where it is" if idle else "none was given"
         raise InvalidConfigError(f"shifts_px must move the grid: {problem}. Try {core_px // 4} and 3.")
 
 
-def _labels(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """Return a short name for each checkpoint: the folders and file names in which their paths differ."""
     parts = [Path(path or "model").with_suffix("").parts[::-1] for path in paths]
     if len(parts) == 1:

@@ -120,7 +120,7 @@ def _measure(
 ) -> HaloChoice:
     exact_px = geometry.core_halo_px
     reference_px = LADDER_PX[-1] if exact_px is None else min(exact_px, LADDER_PX[-1])
-    cores = list(_sampled(plan))
+    cores = list(sampled_cores(plan))
 
     def labels(halo_px: int) -> list[Tensor]:
         with_halo = replace(plan, halo_px=halo_px)
@@ -189,7 +189,7 @@ def name_some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _sampled(plan: Plan) -> Iterator[tuple[int, int]]:
+def sampled_cores(plan: Plan) -> Iterator[tuple[int, int]]:
     """Yield some cores spread over the raster's diagonal, by their place in the grid."""
     rows, cols = (axis.num_cores for axis in plan.axes)
     seen = set()

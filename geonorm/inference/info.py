@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from geonorm.inference.halo import AFFORDABLE_OVERHEAD, affordable_core_px
 from geonorm.models import TileGeometry, tile_geometry
+from geonorm.models.rescale import rescale_of
 from geonorm.norms import LocalContextNorm
 from geonorm.tasks.checkpoint import Description, TrainedModel
 from geonorm.tasks.segmentation import network_of
@@ -19,22 +20,29 @@ CORES_PX = (256, 512, 1024, 2048)
 def describe_model(model: TrainedModel) -> str:
     """Return bands, classes, norm, geometry, windows and the price of the exact halo, as text."""
     spec = model.spec
-    geometry = tile_geometry(model.network)
+    geometry, rescale = tile_geometry(model.network), rescale_of(model.network)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     resolution = f"{spec.resolution_m:.3g} m" if spec.resolution_m else "not known"
     lines = [
         f"checkpoint   {model.name} (geonorm {model.version})",
         f"bands        {', '.join(spec.bands)}",
-        f"scaling      mean {_numbers(spec.band_means)}, deviation {_numbers(spec.band_deviations)}",
+        f"scaling      mean {_numbers(rescale.mean)}, deviation {_numbers(rescale.deviation)}",
         f"classes      {', '.join(f'{label} {name}' for label, name in enumerate(spec.class_names))}",
         f"resolution   {resolution}",
         f"network      {_call(model.network_path)}, {parameters:,} parameters",
         f"norm         {_call(model.norm_path)}",
+        *_localized_lines(model),
         "",
         *_geometry_lines(geometry),
         *_window_lines(model.network),
     ]
     return "\n".join(lines)
+
+
+def _localized_lines(model: TrainedModel) -> list[str]:
+    if model.localized_px is None:
+        return []
+    return [f"localized    its GN, IN and LN take their statistics over windows of {model.localized_px} px"]
 
 
 def _geometry_lines(geometry: TileGeometry) -> list[str]:
@@ -83,5 +91,5 @@ def _call(description: Description) -> str:
     return f"{description['class_path']}({arguments})"
 
 
-def _numbers(values: tuple[float, ...] | None) -> str:
-    return "not known" if values is None else ", ".join(f"{value:.4g}" for value in values)
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.tolist())

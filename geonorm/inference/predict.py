@@ -185,8 +185,10 @@ class Job:
     def in_words(self) -> str:
         """Return the plan as text for a user."""
         plan, (rows, cols) = self.plan, self.plan.axes
+        local_px = self.model.localized_px
         return "\n".join(
             [
+                *([] if local_px is None else [f"network  localized: norms over windows of {local_px} px"]),
                 f"source   {self.reader.path}: {plan.height} x {plan.width} px, {len(self.reader.bands)} bands, "
                 f"{self.reader.dtype}",
                 f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
@@ -204,6 +206,7 @@ class Job:
             "geonorm_checkpoint": self.model.name,
             "geonorm_network": json.dumps(self.model.network_path),
             "geonorm_norm": json.dumps(self.model.norm_path),
+            **({} if self.model.localized_px is None else {"geonorm_localized_px": str(self.model.localized_px)}),
             "geonorm_core_px": str(self.plan.core_px),
             "geonorm_halo_px": str(self.plan.axes[0].aligned_halo_px),
             "geonorm_halo_kind": self.halo.kind,

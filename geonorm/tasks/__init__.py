@@ -1,5 +1,7 @@
 """What a network is trained and scored for."""
 
+from geonorm.tasks.batch_average import BatchAverage
+from geonorm.tasks.ratio_log import RatioLogger
 from geonorm.tasks.segmentation import SegmentationTask
 
-__all__ = ["SegmentationTask"]
+__all__ = ["BatchAverage", "RatioLogger", "SegmentationTask"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from torch import nn
 
@@ -18,9 +19,12 @@ import geonorm.norms
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, InvalidConfigError
+from geonorm.models import SmpNetwork, localize_norms
 from geonorm.norms.factory import class_behind
 
 KEY = "geonorm"
+PREFIX = "network."
+"""What the names of the network's weights begin with in a checkpoint."""
 FORMAT = 1
 TRUSTED_PACKAGES = ("geonorm", "torch.nn", "segmentation_models_pytorch", "torchgeo", "timm")
 PUBLIC_MODULES = (geonorm.norms, geonorm.models)
@@ -46,17 +50,28 @@ class TrainedModel:
     """Name of the checkpoint file."""
     version: str
     """The geonorm that wrote it."""
+    localized_px: int | None = None
+    """Window over which its GN, IN and LN take their statistics now; None where they are as they were made."""
 
 
-def describe(network: Description, norm: Description, spec: DatasetSpec) -> dict[str, Any]:
+def describe(
+    network: Description, norm: Description, spec: DatasetSpec, *, localized_px: int | None = None
+) -> dict[str, Any]:
     """Return what a checkpoint holds beside the weights."""
-    return {
+    facts = {
         "format": FORMAT,
         "version": __version__,
         "network": network,
         "norm": norm,
         "spec": spec.as_plain(),
     }
+    return facts if localized_px is None else {**facts, "localized": {"window_px": localized_px}}
+
+
+def localized_px_of(facts: dict[str, Any]) -> int | None:
+    """Return the window that a checkpoint's norms were made local with, from what `describe` returned."""
+    localized = facts.get("localized")
+    return None if localized is None else localized["window_px"]
 
 
 def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedModel:
@@ -78,14 +93,19 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     try:
         spec = DatasetSpec.from_plain(facts["spec"])
         norm = factory_of(facts["norm"], trust=trust)
-        network = factory_of(facts["network"], trust=trust)(len(spec.bands), len(spec.class_names), norm=norm)
+        make = factory_of(_without_pretrained(facts["network"]), trust=trust)
+        network = make(len(spec.bands), len(spec.class_names), norm=norm)
+        localized_px = localized_px_of(facts)
+        if localized_px is not None:
+            # Before the weights: a norm with an activation built in changes its name as it becomes local, and the
+            # weights were saved under the new one.
+            network, _ = localize_norms(network, localized_px)
     except CheckpointError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"This geonorm cannot make the network of {path}: {_one_line(error)}") from error
-    prefix = "network."
     weights = {
-        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
+        name.removeprefix(PREFIX): value for name, value in content["state_dict"].items() if name.startswith(PREFIX)
     }
     try:
         network.load_state_dict(weights)
@@ -98,7 +118,38 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
         norm_path=facts["norm"],
         name=Path(path).name,
         version=facts["version"],
+        localized_px=localized_px,
     )
+
+
+def save_model(model: TrainedModel, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint of a model: `load_model` and ``geonorm validate`` take it, training cannot resume from it.
+
+    It appears under its name only when it is complete.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    content = {
+        "state_dict": {f"{PREFIX}{name}": value.cpu() for name, value in model.network.state_dict().items()},
+        "pytorch-lightning_version": lightning.__version__,  # the Trainer refuses a checkpoint without
+        KEY: describe(model.network_path, model.norm_path, model.spec, localized_px=model.localized_px),
+    }
+    unfinished = f"{os.fspath(path)}.tmp{os.getpid()}"
+    try:
+        torch.save(content, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be written: {_one_line(error)}. Choose another place.") from error
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _without_pretrained(network: Description) -> Description:
+    """Return how to make an smp network without fetching pretrained weights: the checkpoint brings every number."""
+    if network["class_path"] != f"{geonorm.models.__name__}.{SmpNetwork.__name__}":
+        return network
+    return {**network, "init_args": {**network["init_args"], "weights": None}}
 
 
 def _one_line(error: BaseException, most: int = 200) -> str:
@@ -111,7 +162,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: No such file, not a checkpoint of geonorm, or more than plain data.
     """
-    content = _load_plain(path)
+    content = load_plain(path)
     if not isinstance(content.get(KEY), dict) or "state_dict" not in content:
         raise CheckpointError(
             f"{path} is a checkpoint, but not one of geonorm (it has no entry {KEY!r}). Give a .ckpt of geonorm fit."
@@ -119,7 +170,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _load_plain(path: Path) -> dict[str, Any]:
+def load_plain(path: Path) -> dict[str, Any]:
+    """Return the dictionary that a file of plain data holds.
+
+    Raises:
+        CheckpointError: No such file, or something else in it.
+    """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(f"Checkpoint {path} {problem}. Give a .ckpt of geonorm fit (runs/.../checkpoints).")

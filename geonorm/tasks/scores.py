@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from geonorm.data.spec import IGNORE_LABEL
 
@@ -22,6 +22,15 @@ class Scores:
         """Count pixels; labels of `IGNORE_LABEL` do not count. Both tensors have the same shape."""
         counts = confusion(predicted, labels, self.num_classes)
         self.counts[group] = self.counts.get(group, 0) + counts
+
+    def gather(self) -> None:
+        """Add the counts of all other processes; each has them all afterwards."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        parts: list[dict[str, Tensor]] = [{}] * distributed.get_world_size()
+        distributed.all_gather_object(parts, self.counts)
+        groups = sorted({group for part in parts for group in part})
+        self.counts = {group: torch.stack([part[group] for part in parts if group in part]).sum(0) for group in groups}
 
     def total(self, group: str | None = None) -> Tensor:
         """Return the counts of one group or of all, ``(K, K)``, rows by label, columns by prediction, int64."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -17,14 +18,15 @@ from torch.optim.lr_scheduler import MultiStepLR
 from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
-from geonorm.models import TileGeometry, UNet, tile_geometry
+from geonorm.models import Rescale, TileGeometry, UNet, localize_norms, tile_geometry
 from geonorm.models.bitwise import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
-from geonorm.norms import NormFactory
+from geonorm.norms import NormFactory, SwitchableNorm, synchronize_norms
 from geonorm.raster.window import Window
-from geonorm.tasks.checkpoint import KEY, describe, describe_factory
+from geonorm.tasks.checkpoint import KEY, describe, describe_factory, localized_px_of
 from geonorm.tasks.scores import Scores
+from geonorm.tasks.transfer import take_weights
 from geonorm.tiling.engine import predict_strips
 from geonorm.tiling.plan import Network, Plan
 
@@ -46,10 +48,19 @@ class SegmentationTask(LightningModule):
         network: Makes the network, called with bands, classes and ``norm``.
         learning_rate: Of Adam.
         lr_milestones: Epochs after which the learning rate falls to a tenth.
+        ratio_weight_decay: Weight decay of the control parameters of Switchable Norm (the papers: 1e-4).
         eval_core_px: Side of the square that one network call labels when whole tiles are scored.
+        init_from: Checkpoint or state dict to start the weights from; its norm and classes may differ. What fits by
+            name and shape is taken, its scaling included, the rest starts anew.
+        localize_px: Let GN, IN and LN take their statistics over windows of so many input pixels, once the weights are
+            there: a network trained over whole patches becomes consistent between tiles, and is trained on. Patches must
+            be larger than the window, which else is the norm it was.
+        band_means: Raw value of each band that becomes 0; else that of the weights to start from, else the data's.
+        band_deviations: Raw values of each band that become 1 unit; else as ``band_means``.
 
     Raises:
         InvalidConfigError: A norm or network that a checkpoint could not name, or that cannot be made.
+        CheckpointError: Nothing in ``init_from`` fits.
     """
 
     def __init__(
@@ -60,28 +71,46 @@ class SegmentationTask(LightningModule):
         *,
         learning_rate: float = 1e-3,
         lr_milestones: list[int] | None = None,
+        ratio_weight_decay: float = 0.0,
         eval_core_px: int = 512,
+        init_from: str | None = None,
+        localize_px: int | None = None,
+        band_means: list[float] | None = None,
+        band_deviations: list[float] | None = None,
     ) -> None:
         super().__init__()
         if not learning_rate > 0:
             raise InvalidConfigError(f"learning_rate must be greater than 0, got {learning_rate}.")
+        if ratio_weight_decay < 0:
+            raise InvalidConfigError(f"ratio_weight_decay must not be negative, got {ratio_weight_decay}.")
         if eval_core_px < 1:
             raise InvalidConfigError(f"eval_core_px must be at least 1, got {eval_core_px}.")
-        self.spec = spec
         self.learning_rate = learning_rate
         self.lr_milestones = list(lr_milestones or [])
+        self.ratio_weight_decay = ratio_weight_decay
         self.eval_core_px = eval_core_px
-        self.description = describe(
-            describe_factory(network, role="network"), describe_factory(norm, role="norm"), spec
-        )
+        made_by = describe_factory(network, role="network"), describe_factory(norm, role="norm")
         self.network = network(len(spec.bands), len(spec.class_names), norm=norm)
+        # From the weakest to the strongest: each overwrites the one before.
         set_scale(self.network, spec)
+        if init_from is not None:
+            rank_zero_info(take_weights(self.network, init_from).in_words())
+        _set_given_scale(self.network, len(spec.bands), band_means, band_deviations)
+        self.spec = spec_scaled_as(self.network, spec)
+        if localize_px is not None:
+            self.network, _ = localize_norms(self.network, localize_px)
+        self.description = describe(*made_by, self.spec, localized_px=localize_px)
         self.scores = self._no_scores()
 
     @functools.cached_property
     def geometry(self) -> TileGeometry:
         """What tiling has to know of the network."""
         return tile_geometry(self.network)
+
+    def setup(self, stage: str) -> None:
+        """Let batch statistics be those of all processes where the Trainer was told ``sync_batchnorm``."""
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            synchronize_norms(self.network)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(N, K, H', W')`` for raw band values ``(N, C, H, W)``."""
@@ -123,17 +152,41 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[MultiStepLR]]:
         """Return Adam, and the steps of its learning rate."""
-        optimizer = Adam(self.parameters(), lr=self.learning_rate)
+        decayed = control_parameters(self.network) if self.ratio_weight_decay else []
+        ratios = {id(parameter): parameter for parameter in decayed}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in ratios]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if ratios:
+            groups.append({"params": list(ratios.values()), "weight_decay": self.ratio_weight_decay})
+        optimizer = Adam(groups, lr=self.learning_rate)
         return [optimizer], [MultiStepLR(optimizer, self.lr_milestones, gamma=0.1)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint complete without configuration or data."""
         checkpoint[KEY] = self.description
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of a network whose norms look elsewhere: their names and shapes would fit."""
+        theirs, ours = (localized_px_of(facts) for facts in (checkpoint.get(KEY, {}), self.description))
+        if theirs != ours:
+            wanted = "without localize_px" if theirs is None else f"with --model.localize_px {theirs}"
+            raise InvalidConfigError(
+                f"The checkpoint holds a network {_in_words(theirs)}, the settings make one {_in_words(ours)}. "
+                f"Run it {wanted}, or start from its weights with --model.init_from."
+            )
+
+    def on_train_start(self) -> None:
+        """Let the data module fill pixels without data with the values that become 0, as prediction does."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        spec = getattr(data, "spec", None)
+        if isinstance(spec, DatasetSpec):
+            data.spec = spec_scaled_as(self.network, spec)
+
     def _no_scores(self) -> Scores:
         return Scores(len(self.spec.class_names), self.spec.scored_classes)
 
     def _log_scores(self, stage: str) -> None:
+        self.scores.gather()
         if not self.scores.counts:
             return
         self.log(f"{stage}/iou", self.scores.iou(), prog_bar=True)
@@ -161,18 +214,41 @@ class SegmentationTask(LightningModule):
             self.scores.update(group, strip.output, torch.from_numpy(labels))
 
 
+def control_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters behind the ratios of every `SwitchableNorm` that still learn."""
+    layers = [module for module in network.modules() if isinstance(module, SwitchableNorm)]
+    controls = [control for layer in layers for control in (layer.mean_weight, layer.var_weight)]
+    return [control for control in controls if control is not None and control.requires_grad]
+
+
 def network_of(geometry: TileGeometry) -> Network:
     """Return what a plan has to know of a model."""
     return Network(stride_px=geometry.stride_px, margin_px=geometry.margin_px, least_px=geometry.least_px)
 
 
 def set_scale(network: nn.Module, spec: DatasetSpec) -> None:
-    """Give the network's `Rescale` the band statistics of the data, where they are known."""
+    """Give the network's `Rescale` the band statistics of the data, where they are known and it has no better ones."""
     rescale = rescale_of(network)
-    for buffer, values in ((rescale.mean, spec.band_means), (rescale.deviation, spec.band_deviations)):
-        if values is not None:
-            _copy(buffer, values)
+    for name, values in (("mean", spec.band_means), ("deviation", spec.band_deviations)):
+        if values is not None and name not in rescale.given:
+            rescale.get_buffer(name).copy_(torch.tensor(values))
 
 
-def _copy(buffer: Tensor, values: Sequence[float]) -> None:
-    buffer.copy_(torch.tensor(values))
+def spec_scaled_as(network: nn.Module, spec: DatasetSpec) -> DatasetSpec:
+    """Return the facts with the numbers that the network scales by, where those are not the data's."""
+    rescale, data = rescale_of(network), Rescale(len(spec.bands), mean=spec.band_means, deviation=spec.band_deviations)
+    if torch.equal(rescale.mean.cpu(), data.mean) and torch.equal(rescale.deviation.cpu(), data.deviation):
+        return spec
+    return spec.with_statistics(tuple(rescale.mean.tolist()), tuple(rescale.deviation.tolist()))
+
+
+def _set_given_scale(
+    network: nn.Module, num_bands: int, means: Sequence[float] | None, deviations: Sequence[float] | None
+) -> None:
+    given = Rescale(num_bands, mean=means, deviation=deviations)
+    for name in given.given:
+        rescale_of(network).get_buffer(name).copy_(given.get_buffer(name))
+
+
+def _in_words(localized_px: int | None) -> str:
+    return "without local windows" if localized_px is None else f"with local windows of {localized_px} px"

@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from geonorm.data.spec import DatasetSpec
-from geonorm.errors import GeonormError, InvalidConfigError
-from geonorm.tasks import SegmentationTask
+from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
+from geonorm.tasks import BatchAverage, RatioLogger, SegmentationTask
 from geonorm.tasks.checkpoint import load_checkpoint
 
 DEFAULT_ROOT = "runs"
@@ -66,7 +66,8 @@ class TrainingCLI(LightningCLI):
         return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hand the data's facts to the model, so that nobody types the class count twice."""
+        """Hand the data's facts to the model, so that nobody types the class count twice; add ``--batch_average``."""
+        parser.add_lightning_class_args(BatchAverage, "batch_average")
         parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -74,10 +75,15 @@ class TrainingCLI(LightningCLI):
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].ckpt_path
         if path and path not in ("best", "last", "hpc"):
-            load_checkpoint(Path(path))
+            content = load_checkpoint(Path(path))
+            if self.config.subcommand == "fit" and "optimizer_states" not in content:
+                raise CheckpointError(
+                    f"{path} holds weights alone, so no training can resume from it. Start from its weights with "
+                    "--model.init_from (with --model.localize_px if they are those of local norms)."
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make a Trainer that logs to CSV and TensorBoard and keeps the best and the last checkpoint."""
+        """Make a Trainer that logs to CSV and TensorBoard, keeps the best and the last checkpoint, and logs ratios."""
         settings = self._get(self.config_init, "trainer")
         root = settings.default_root_dir or DEFAULT_ROOT
         csv = CSVLogger(root)
@@ -86,6 +92,7 @@ class TrainingCLI(LightningCLI):
             ModelCheckpoint(
                 filename="best", monitor="val/iou", mode="max", save_last=True, enable_version_counter=False
             ),
+            RatioLogger(),
             LearningRateMonitor(),
         ]
         if settings.logger is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from affine import Affine
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.evaluation import shift_consistency
-from geonorm.evaluation.shift import _labels, rows_together, table
+from geonorm.evaluation.shift import rows_together, short_names, table
 from geonorm.inference import predict_raster
 from geonorm.inference.predict import as_trained
 from geonorm.models import UNet
@@ -105,6 +106,15 @@ def test_the_report_is_written_as_json_picture_and_table(source: Path, tmp_path:
     assert "aligned" in table(report)
 
 
+def test_a_localized_network_is_said_to_be_one(source: Path, tmp_path: Path) -> None:
+    local = replace(model(partial(LocalContextNorm, window_px=9)), localized_px=9)
+
+    report = shift_consistency([local], [source], tmp_path / "out", shifts_px=(16,), core_px=32, halo=8)
+
+    assert report["runs"][0]["localized_px"] == 9
+    assert "(localized, 9 px)" in table(report)
+
+
 @pytest.mark.parametrize("shifts", [(), (32,), (16, 0)])
 def test_a_move_that_leaves_the_grid_in_place_is_refused(shifts: tuple[int, ...], source: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigError, match="shifts_px must move the grid"):
@@ -124,4 +134,4 @@ def test_a_move_that_leaves_the_grid_in_place_is_refused(shifts: tuple[int, ...]
     ],
 )
 def test_checkpoints_are_named_by_where_their_paths_differ(paths: list[str], names: list[str]) -> None:
-    assert _labels(paths) == names
+    assert short_names(paths) == names

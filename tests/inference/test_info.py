@@ -10,7 +10,7 @@ from torch import nn
 from geonorm.data.spec import INRIA, DatasetSpec
 from geonorm.inference.info import describe_model
 from geonorm.inference.predict import as_trained
-from geonorm.models import tile_geometry
+from geonorm.models import Rescale, tile_geometry
 from geonorm.norms import BatchNorm, GroupNorm
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tasks.segmentation import network_of
@@ -32,9 +32,9 @@ def line_of(text: str, start: str) -> str:
 
 def test_the_facts_of_a_checkpoint_are_told() -> None:
     network = unet(width=4)
-    spec = INRIA.with_statistics((90.5, 101.0, 84.25), (40.0, 35.5, 50.0))
+    network.rescale.load_state_dict(Rescale(3, mean=[90.5, 101.0, 84.25], deviation=[40.0, 35.5, 50.0]).state_dict())
 
-    text = describe_model(trained(network, replace(spec, resolution_m=0.3)))
+    text = describe_model(trained(network, replace(INRIA, resolution_m=0.3)))
 
     assert line_of(text, "checkpoint").endswith("best.ckpt (geonorm 1.2.3)")
     assert line_of(text, "bands").endswith("red, green, blue")
@@ -104,6 +104,13 @@ def test_windows_in_cells_are_told_as_they_are() -> None:
 
 def test_a_network_without_windows_has_no_list_of_them() -> None:
     assert "windows" not in describe_model(trained(unet(BatchNorm)))
+
+
+def test_that_norms_were_made_local_is_told_with_their_window() -> None:
+    model = replace(trained(unet(local(window_px=9))), localized_px=9)
+
+    assert line_of(describe_model(model), "localized").endswith("windows of 9 px")
+    assert "localized" not in describe_model(trained(unet()))
 
 
 def test_what_sees_everything_is_named_where_the_halo_would_stand() -> None:

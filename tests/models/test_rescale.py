@@ -60,6 +60,14 @@ def test_the_numbers_travel_with_the_weights_and_are_not_trained() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "given"),
+    [({}, set()), ({"mean": MEANS}, {"mean"}), ({"mean": MEANS, "deviation": DEVIATIONS}, {"mean", "deviation"})],
+)
+def test_it_knows_which_numbers_were_given(settings: dict[str, Any], given: set[str]) -> None:
+    assert Rescale(3, **settings).given == given
+
+
+@pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"mean": [1.0, 2.0]}, "mean needs one number per band, got 2 numbers for 3 bands"),

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.models import SmpNetwork, build_smp, tile_geometry
-from geonorm.models.replace import is_norm
-from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
+from geonorm.models.replace import is_norm, replace_norms
+from geonorm.norms import (
+    BatchNorm,
+    BatchRenorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    LocalContextNorm,
+    LocalContrastNorm,
+    NoNorm,
+    NormFactory,
+    PositionalNorm,
+    SwitchableNorm,
+)
 from geonorm.raster.read import Pixels
 from geonorm.raster.window import Window
 from geonorm.tiling.engine import predict_strips, predict_whole
@@ -35,6 +50,21 @@ ENCODERS = (
     "tu-regnetx_002",
 )
 
+TRAINED = {"unet": "resnet34", "unet-hrnet": "tu-hrnet_w18_small", "deeplabv3plus": "resnet34"}
+NORMS: dict[str, NormFactory] = {
+    "BN": BatchNorm,
+    "frozen BN": FrozenBatchNorm,
+    "BatchRenorm": BatchRenorm,
+    "GN": partial(GroupNorm, group_size=2),
+    "IN": InstanceNorm,
+    "LN": LayerNorm,
+    "LCN": partial(LocalContextNorm, window_px=31, group_size=2),
+    "SN": SwitchableNorm,
+    "SN with all": partial(SwitchableNorm, pool=("IN", "LN", "BN", "GN", "LCN"), group_size=2, window_px=31),
+    "local contrast": LocalContrastNorm,
+    "positional": PositionalNorm,
+    "none": NoNorm,
+}
 
 WIDTH = 96
 """A narrow raster: many tiles below each other at a small price."""
@@ -156,3 +186,62 @@ def test_tiles_give_the_whole_image_pass_with_local_norms(arch: str) -> None:
     tiled, whole = tiled_and_whole(model, height=1600, core_px=128)
 
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_weights_of_the_library_give_its_output() -> None:
+    torch.manual_seed(0)
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=2)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.get_buffer("running_mean"), -1, 1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
+    ours = network("unet", BatchNorm)
+    image = torch.rand(1, 3, 64, 64)
+
+    ours.network.load_state_dict(theirs.state_dict())
+
+    torch.testing.assert_close(ours(image), theirs.eval()(image), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_torchvision_give_its_output() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:-2])
+    ours, _ = replace_norms(nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:-2]), BatchNorm)
+    image = torch.rand(2, 3, 64, 64)
+
+    ours.load_state_dict(theirs.state_dict())
+
+    torch.testing.assert_close(ours.train()(image), theirs.train()(image), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.eval()(image), theirs.eval()(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(("arch", "encoder"), TRAINED.items(), ids=TRAINED.keys())
+def test_two_steps_of_training_reach_every_weight(arch: str, encoder: str, name: str) -> None:
+    model = network(arch.split("-")[0], NORMS[name], encoder=encoder).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    image, labels = torch.rand(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    # DeepLabV3+ normalizes what its pooling branch makes of the image: one cell.
+    pooled = arch == "deeplabv3plus" and name.startswith("SN")
+
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    with pytest.warns(GeonormWarning, match="map of one cell") if pooled else nullcontext():
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(image), labels)
+            loss.backward()
+            optimizer.step()
+
+    assert loss.isfinite()
+    unmoved = [key for key, value in model.named_parameters() if value.dim() == 4 and torch.equal(value, before[key])]
+    assert [key for key in unmoved if model.get_parameter(key).grad is not None] == []
+    assert model.eval()(image).isfinite().all()
+
+
+def test_a_norm_that_does_not_fit_an_encoder_names_the_place_and_what_would_do() -> None:
+    with pytest.raises(InvalidConfigError, match=r"bn1 .*: group_size must divide .* with 64 channels") as caught:
+        network("unet", partial(GroupNorm, group_size=3))
+
+    assert "Possible: 1, 2, 4" in str(caught.value)
+    assert "\n" not in str(caught.value)

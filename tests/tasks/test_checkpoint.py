@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from jsonargparse import ArgumentParser
-from torch import nn
+from timm.layers.norm_act import GroupNormAct
+from torch import Tensor, nn
 
 from geonorm import __version__
 from geonorm.data.spec import INRIA
 from geonorm.errors import CheckpointError, InvalidConfigError
-from geonorm.models import UNet
+from geonorm.models import Rescale, UNet, localize_norms
 from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
-from geonorm.tasks.checkpoint import Description, describe, describe_factory, factory_of, load_model
+from geonorm.tasks.checkpoint import Description, describe, describe_factory, factory_of, load_model, save_model
 from geonorm.tasks.segmentation import NetworkFactory
 from tests.models.networks import random_image, with_random_values
 
@@ -251,6 +253,122 @@ def test_a_checkpoint_is_plain_data(tmp_path: Path) -> None:
         "norm": NORM,
         "spec": SPEC.as_plain(),
     }
+
+
+LOCAL_GN = {"norm": {"class_path": "geonorm.norms.GroupNorm", "init_args": {"group_size": 2}}}
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_localized_network_comes_back_with_its_local_norms(tmp_path: Path, padding: str) -> None:
+    made_by: Description = {"class_path": "geonorm.models.UNet", "init_args": {"depth": 1, "width": 4}}
+    made_by["init_args"]["padding"] = padding
+    global_norms = factory_of(made_by)(3, 2, norm=partial(GroupNorm, group_size=2))
+    network, _ = localize_norms(with_random_values(global_norms), 9)
+    facts = {**LOCAL_GN, "network": made_by, "localized": {"window_px": 9}}
+
+    model = load_model(saved(tmp_path / "local.ckpt", content(network, **facts)))
+
+    image = random_image(1, 3, 32, 40)
+    assert model.localized_px == 9
+    assert model.norm_path == LOCAL_GN["norm"]
+    assert torch.equal(model.network(image), network.eval()(image))
+    assert not torch.allclose(model.network(image), global_norms.eval()(image), atol=1e-3)
+
+
+def test_a_checkpoint_without_the_entry_is_loaded_as_it_was_made(tmp_path: Path) -> None:
+    network = with_random_values(UNet(3, 2, norm=partial(GroupNorm, group_size=2), depth=1, width=4))
+
+    model = load_model(saved(tmp_path / "gn.ckpt", content(network, **LOCAL_GN)))
+
+    assert model.localized_px is None
+    assert sum(isinstance(module, GroupNorm) for module in model.network.modules()) == 6
+
+
+class BuiltIn(nn.Module):
+    """A network whose norms have their activation built in, as timm's do, and are none of ours."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, norm: NormFactory) -> None:
+        super().__init__()
+        self.rescale = Rescale(in_channels)
+        self.conv = nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.norm = GroupNormAct(4, 2)
+        self.head = nn.Conv2d(4, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits."""
+        return self.head(self.norm(self.conv(self.rescale(image))))
+
+
+def test_norms_that_change_their_name_as_they_become_local_come_back(tmp_path: Path) -> None:
+    network, _ = localize_norms(with_random_values(BuiltIn(3, 2, norm=BatchNorm)), 5)
+    named = {"network": {"class_path": f"{__name__}.BuiltIn", "init_args": {}}, "localized": {"window_px": 5}}
+
+    model = load_model(saved(tmp_path / "timm.ckpt", content(network, **named)), trust=True)
+
+    assert "norm.0.weight" in network.state_dict()
+    image = random_image(1, 3, 12, 20)
+    assert torch.equal(model.network(image), network.eval()(image))
+
+
+def smp_network(weights: str | None) -> Description:
+    """Describe a small network of the smp library with an encoder of timm, whose norms have activations built in."""
+    arguments = {"arch": "unet", "encoder": "tu-regnetx_002", "weights": weights}
+    return {"class_path": "geonorm.models.SmpNetwork", "init_args": arguments}
+
+
+def test_a_localized_network_with_an_encoder_of_timm_comes_back_without_fetching_weights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = partial(GroupNorm, group_size=2)
+    trained = with_random_values(factory_of(smp_network(None))(3, 2, norm=norm))
+    network, _ = localize_norms(trained, 33)
+    facts = {**LOCAL_GN, "network": smp_network("imagenet"), "localized": {"window_px": 33}}
+    path = saved(tmp_path / "smp.ckpt", content(network, **facts))
+    asked = []
+    create = smp.create_model
+
+    def note(*args: Any, encoder_weights: str | None, **settings: Any) -> nn.Module:
+        asked.append(encoder_weights)
+        return create(*args, encoder_weights=encoder_weights, **settings)
+
+    monkeypatch.setattr(smp, "create_model", note)
+
+    model = load_model(path)
+
+    assert asked == [None]
+    assert model.network_path == smp_network("imagenet")
+    ours, theirs = model.network.state_dict(), network.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("localized", [{"window_px": 0}, {"window_miles": 3}, 9], ids=str)
+def test_a_window_that_cannot_be_is_one_line(tmp_path: Path, localized: Any) -> None:
+    network = with_random_values(UNet(3, 2, norm=partial(GroupNorm, group_size=2), depth=1, width=4))
+
+    refused(saved(tmp_path / "odd.ckpt", content(network, **LOCAL_GN, localized=localized)))
+
+
+def test_a_model_that_is_written_comes_back(tmp_path: Path) -> None:
+    model = load_model(saved(tmp_path / "last.ckpt", content()))
+
+    save_model(model, tmp_path / "copy.ckpt")
+
+    again, image = load_model(tmp_path / "copy.ckpt"), random_image(1, 3, 12, 20)
+    assert torch.equal(again.network(image), model.network(image))
+    assert (again.spec, again.network_path, again.norm_path) == (model.spec, model.network_path, model.norm_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.ckpt", "last.ckpt"]
+
+
+def test_a_model_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    model = load_model(saved(tmp_path / "last.ckpt", content()))
+    (tmp_path / "taken").mkdir()
+
+    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+        save_model(model, tmp_path / "taken")
+
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "taken"]
 
 
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:

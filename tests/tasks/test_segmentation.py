@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import segmentation_models_pytorch as smp
 import torch
 from affine import Affine
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,11 +22,11 @@ from torch.utils.data import DataLoader
 from geonorm.data.spec import IGNORE_LABEL, INRIA, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.inference import predict_raster
-from geonorm.models import Rescale, UNet, tile_geometry
+from geonorm.models import Rescale, SmpNetwork, UNet, localize_norms, tile_geometry
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
-from geonorm.tasks import SegmentationTask
-from geonorm.tasks.checkpoint import load_model
+from geonorm.tasks import SegmentationTask, segmentation
+from geonorm.tasks.checkpoint import load_model, save_model
 
 pytestmark = [
     # Lightning advises workers where the machine has more than two cores; two tiny tiles need none.
@@ -288,6 +290,92 @@ def test_the_network_scales_by_the_statistics_of_the_data(spec: DatasetSpec) -> 
     assert tuple(rescale.deviation.tolist()) == (spec.band_deviations or (1, 1, 1))
 
 
+class Pretrained(UNet):
+    """A network whose weights bring their own scaling, as those of the smp library do."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, norm: NormFactory) -> None:
+        super().__init__(in_channels, num_classes, norm=norm, depth=1, width=4)
+        self.rescale = Rescale(in_channels, mean=[124.0] * in_channels, deviation=[58.0] * in_channels)
+
+
+def scale_of(task: SegmentationTask) -> tuple[list[float], list[float]]:
+    """Return means and deviations that a task's network scales by, which must be what its checkpoint says."""
+    [rescale] = [module for module in task.network.modules() if isinstance(module, Rescale)]
+    spec = DatasetSpec.from_plain(task.description["spec"])
+    means, deviations = rescale.mean.tolist(), rescale.deviation.tolist()
+    assert spec == task.spec
+    assert (list(spec.band_means or ()), list(spec.band_deviations or ())) == (means, deviations)
+    return means, deviations
+
+
+def test_pretrained_weights_keep_their_own_scaling() -> None:
+    task = SegmentationTask(BatchNorm, SPEC, Pretrained)
+
+    assert scale_of(task) == ([124.0] * 3, [58.0] * 3)
+
+
+def test_the_networks_of_smp_keep_the_scaling_of_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = smp.create_model
+    monkeypatch.setattr(
+        smp, "create_model", lambda *args, encoder_weights, **more: create(*args, encoder_weights=None, **more)
+    )
+
+    task = SegmentationTask(BatchNorm, SPEC, partial(SmpNetwork, encoder="tu-regnetx_002", weights="imagenet"))
+
+    means, deviations = scale_of(task)
+    assert means == pytest.approx([255 * value for value in (0.485, 0.456, 0.406)], rel=1e-5)
+    assert deviations == pytest.approx([255 * value for value in (0.229, 0.224, 0.225)], rel=1e-5)
+
+
+def test_the_scaling_of_the_weights_to_start_from_comes_before_all_but_the_users(tmp_path: Path) -> None:
+    start = str(saved(small_task(spec=INRIA.with_statistics((7.0,) * 3, (2.0,) * 3)), tmp_path / "m.ckpt"))
+
+    taken = SegmentationTask(BatchNorm, SPEC, Pretrained, init_from=start)
+    given = SegmentationTask(BatchNorm, SPEC, Pretrained, init_from=start, band_means=[1.0, 2.0, 3.0])
+
+    assert scale_of(taken) == ([7.0] * 3, [2.0] * 3)
+    assert scale_of(given) == ([1.0, 2.0, 3.0], [2.0] * 3)
+
+
+def test_the_users_scaling_comes_before_the_datas_and_that_of_pretrained_weights() -> None:
+    for network in (partial(UNet, depth=1, width=4), Pretrained):
+        task = SegmentationTask(BatchNorm, SPEC, network, band_means=[1.0] * 3, band_deviations=[9.0] * 3)
+
+        assert scale_of(task) == ([1.0] * 3, [9.0] * 3)
+
+
+class Tiles(LightningDataModule):
+    """A data module that gives one batch, and fills pixels without data as its facts say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = SPEC
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return one batch."""
+        batches: Any = [random_batch()]
+        return DataLoader(batches, batch_size=None)
+
+    val_dataloader = train_dataloader
+
+
+def test_the_data_module_fills_with_what_becomes_zero() -> None:
+    data, task = Tiles(), SegmentationTask(BatchNorm, SPEC, Pretrained)
+    training = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+
+    training.fit(task, data)
+
+    assert data.spec == SPEC.with_statistics((124.0,) * 3, (58.0,) * 3)
+
+
 def test_the_network_has_the_bands_and_classes_of_the_data() -> None:
     spec = DatasetSpec(
         bands=("red", "near infrared"),
@@ -340,8 +428,22 @@ class Unscaled(nn.Module):
         (partial(SegmentationTask, lambda channels, *, stride: nn.Identity(), SPEC), "norm must be a class"),
         (partial(SegmentationTask, TORCHS_NORM, SPEC), r"Use geonorm\.norms\.BatchNorm"),
         (partial(SegmentationTask, BatchNorm, SPEC, eval_core_px=0), "eval_core_px must be"),
+        (partial(SegmentationTask, BatchNorm, SPEC, localize_px=9), "no GroupNorm"),
+        (partial(SegmentationTask, NORMS["GN"], SPEC, localize_px=0), "window_px must be at least 1"),
+        (partial(SegmentationTask, BatchNorm, SPEC, band_means=[1.0]), "one number per band, got 1 "),
+        (partial(SegmentationTask, BatchNorm, SPEC, band_deviations=[0.0] * 3), "greater than 0"),
     ],
-    ids=["unscaled", "learning rate", "nameless norm", "torch's norm", "core"],
+    ids=[
+        "unscaled",
+        "learning rate",
+        "nameless norm",
+        "torch's norm",
+        "core",
+        "nothing to localize",
+        "window",
+        "means",
+        "deviations",
+    ],
 )
 def test_what_cannot_work_is_refused_at_once(make: Callable[[], SegmentationTask], message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message):
@@ -376,3 +478,90 @@ def test_a_checkpoint_loads_into_a_task_again(tmp_path: Path) -> None:
 
     image = random_batch()["image"]
     assert torch.equal(fresh(image), trained(image))
+
+
+# Starting from other weights
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Lightning is given to say."""
+    lines: list[str] = []
+    monkeypatch.setattr(segmentation, "rank_zero_info", lines.append)
+    return lines
+
+
+def image_of_200() -> Tensor:
+    return random_batch()["image"]
+
+
+def test_a_task_starts_from_the_weights_of_another_norm_and_says_so_in_one_line(
+    tmp_path: Path, said: list[str]
+) -> None:
+    start = saved(small_task(NORMS["GN"]), tmp_path / "gn.ckpt")
+
+    task = small_task(partial(LocalContextNorm, window_px=1000, group_size=2), spec=INRIA, init_from=str(start))
+    bias_of(task).data.copy_(load_model(start).network.get_parameter("head.bias").data)
+
+    torch.testing.assert_close(task(image_of_200()), load_model(start).network(image_of_200()), rtol=1e-4, atol=1e-4)
+    [line] = said
+    assert "\n" not in line
+    assert f"start from {start}" in line
+
+
+def test_localizing_comes_after_the_weights_and_is_what_the_checkpoint_says(tmp_path: Path) -> None:
+    start = saved(small_task(NORMS["GN"]), tmp_path / "gn.ckpt")
+
+    task = SegmentationTask(
+        NORMS["GN"], SPEC, partial(UNet, depth=1, width=4), init_from=str(start), localize_px=9
+    ).eval()
+
+    by_hand, _ = localize_norms(load_model(start).network, 9)
+    assert torch.equal(task(image_of_200()), by_hand(image_of_200()))
+    model = load_model(saved(task, tmp_path / "local.ckpt"))
+    assert model.localized_px == 9
+    assert torch.equal(model.network(image_of_200()), task(image_of_200()))
+
+
+def test_a_localized_task_is_trained_through_its_local_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SegmentationTask(NORMS["GN"], SPEC, partial(UNet, depth=1, width=4), localize_px=9)
+
+    loss_of(task, random_batch(), monkeypatch).backward()
+
+    assert any(isinstance(module, LocalContextNorm) for module in task.modules())
+    assert not any(isinstance(module, GroupNorm) for module in task.modules())
+    assert all(weight.grad is not None for weight in task.parameters())
+
+
+def test_without_a_word_of_local_norms_the_checkpoint_is_as_before() -> None:
+    assert "localized" not in small_task(NORMS["GN"]).description
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(9, None), (None, 9), (9, 5)])
+def test_weights_of_norms_that_look_elsewhere_are_not_loaded_by_mistake(
+    tmp_path: Path, theirs: int | None, ours: int | None
+) -> None:
+    def task(localize_px: int | None) -> SegmentationTask:
+        return SegmentationTask(NORMS["GN"], SPEC, partial(UNet, depth=1, width=4), localize_px=localize_px)
+
+    checkpoint, tiles = saved(task(theirs), tmp_path / "m.ckpt"), [draw_tile(tmp_path, "a1", group="austin")]
+
+    with pytest.raises(InvalidConfigError, match="localize_px") as caught:
+        scores_of(task(ours), tiles, ckpt_path=checkpoint)
+
+    assert "\n" not in str(caught.value)
+    assert "val/iou" in scores_of(task(theirs), tiles, ckpt_path=checkpoint)
+
+
+def test_a_localized_checkpoint_is_scored_like_any_other(tmp_path: Path) -> None:
+    tiles = [draw_tile(tmp_path, "a1", group="austin")]
+    start = saved(small_task(NORMS["GN"]), tmp_path / "gn.ckpt")
+    local, _ = localize_norms(load_model(start).network, 9)
+    save_model(replace(load_model(start), network=local, localized_px=9), tmp_path / "local.ckpt")
+
+    fresh = SegmentationTask(NORMS["GN"], SPEC, partial(UNet, depth=1, width=4), localize_px=9, eval_core_px=32)
+
+    maps = scores_of_maps(tmp_path / "local.ckpt", tiles, core_px=32, halo="exact")
+    assert scores_of(fresh, tiles, ckpt_path=tmp_path / "local.ckpt") == pytest.approx(
+        {name: maps[name] for name in ("val/iou", "val/accuracy")}
+    )
