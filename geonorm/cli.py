@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from geonorm import __version__
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError
@@ -41,8 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are told like all others: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise InvalidConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="geonorm", description="Segmentation of aerial imagery with a free choice of normalization."
     )
     parser.add_argument("--version", action="version", version=f"geonorm {__version__}")

@@ -510,3 +510,23 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ZeroDivisionError):
         main(["predict", "bn.ckpt", "image.tif", "map.tif"])
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ([], "COMMAND"),
+        (["label"], "invalid choice: 'label'"),
+        (["predict", "a.ckpt"], "source, target; see geonorm predict --help"),
+        (["predict", "a.ckpt", "b.tif", "c.tif", "--core_px", "big"], "--core_px: invalid int value: 'big'"),
+        (["info", "a.ckpt", "--colour"], "unrecognized arguments: --colour"),
+    ],
+    ids=str,
+)
+def test_a_mistyped_command_gets_one_line(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert match in err

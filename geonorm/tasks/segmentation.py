@@ -53,8 +53,8 @@ class SegmentationTask(LightningModule):
         init_from: Checkpoint or state dict to start the weights from; its norm and classes may differ. What fits by
             name and shape is taken, its scaling included, the rest starts anew.
         localize_px: Let GN, IN and LN take their statistics over windows of so many input pixels, once the weights are
-            there: a network trained over whole patches becomes consistent between tiles, and is trained on. Patches must
-            be larger than the window, which else is the norm it was.
+            there: a network trained over whole patches becomes consistent between tiles, and is trained on. Patches
+            must be larger than the window, which else is the norm it was.
         band_means: Raw value of each band that becomes 0; else that of the weights to start from, else the data's.
         band_deviations: Raw values of each band that become 1 unit; else as ``band_means``.
 

@@ -96,11 +96,7 @@ def _by_best_names(weights: Mapping[str, Tensor], places: Mapping[str, Tensor]) 
 
     def fitting(off: str, before: str) -> dict[str, str]:
         pairs = {before + name.removeprefix(off): name for name in weights if name.startswith(off)}
-        return {
-            here: there
-            for here, there in pairs.items()
-            if here in places and _fits(weights[there], places[here])
-        }
+        return {here: there for here, there in pairs.items() if here in places and _fits(weights[there], places[here])}
 
     # The first of several best: names as they stand.
     return max((fitting(off, before) for off, before in product(TAKEN_OFF, PUT_BEFORE)), key=len)
