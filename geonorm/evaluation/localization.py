@@ -34,7 +34,7 @@ File = str | os.PathLike[str]
 
 FORMAT = 1
 HALOS_PX = (0, 64, 128, 192, 256, 384, 512)
-"""Halos that are tried, as far as the rasters are larger than what a tile then reads."""
+"""Halos that are tried, as far as the rasters are larger than what a moved tile then reads."""
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} Mpx [{elapsed}<{remaining}]"
 
 
@@ -265,8 +265,9 @@ def _laddered(
         )
     if halos_px is not None and (not halos_px or min(halos_px) < 0):
         raise InvalidConfigError(f"halos_px needs halos of 0 px or more, got {list(halos_px)}.")
-    # A tile that reads the whole raster cannot differ from it: such a raster would only dilute the flips.
-    least_px = 2 * core_px if halos_px is None else max(core_px + 2 * max(halos_px), 2 * core_px)
+    # A raster must be larger than a tile by the move, or the moved tile reads the same, and its flips would be 0 by
+    # themselves.
+    least_px = max(core_px + shift_px + 2 * max(halos_px or (0,)), 2 * core_px)
     sides = [min(scene.height, scene.width) for scene in scenes]
     if max(sides) < least_px:
         raise InvalidConfigError(
@@ -275,7 +276,7 @@ def _laddered(
             "another source."
         )
     if halos_px is None:
-        most_px = (min(side for side in sides if side >= least_px) - core_px) // 2
+        most_px = (min(side for side in sides if side >= least_px) - core_px - shift_px) // 2
         halos_px = [halo for halo in HALOS_PX if halo <= most_px]
     ladder = Ladder(core_px=core_px, halos_px=tuple(sorted(set(halos_px))), shift_px=shift_px, device=device)
     return [replace(scene, is_tiled=side >= least_px) for scene, side in zip(scenes, sides, strict=True)], ladder

@@ -21,7 +21,7 @@ figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; display: block
 figcaption { font-size: .92rem; margin-top: .4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; } caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 """
 
 
