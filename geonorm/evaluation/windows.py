@@ -277,7 +277,7 @@ def _time_ratio(job: Job, original: TrainedModel, ladder: Ladder) -> float:
 
     ratios = []
     for row, col in sampled_cores(job.plan):
-        for _ in range(2):  # the first call after a change of network finds cold caches: the second counts
-            once, theirs = seconds(job.predict, row, col), seconds(predict, row, col)
-        ratios.append(once / theirs)
+        # The quicker of two: the first finds cold caches, and either may be interrupted.
+        ours, theirs = (min(seconds(one, row, col) for _ in range(2)) for one in (job.predict, predict))
+        ratios.append(ours / theirs)
     return statistics.median(ratios)

@@ -69,8 +69,8 @@ def localize_norms(model: nn.Module, window_px: int) -> tuple[nn.Module, tuple[R
     """Return a copy of a trained network whose GN, IN and LN take their statistics over a window.
 
     Each becomes a `LocalContextNorm` of the same channel groups, with its weight and bias, so that the network's
-    tiles can agree without training it again. Windows of 1.5 to 2 training patches keep the accuracy
-    (docs/results.md); ``geonorm localize`` measures it.
+    tiles can agree without training it again. How large a window must be to keep the accuracy depends
+    on network and images: ``geonorm localize`` measures it. 1.5 to 2 training patches are a start.
 
     Args:
         model: A network trained with norms over the whole map; it is not changed.
