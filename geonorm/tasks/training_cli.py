@@ -88,19 +88,17 @@ class TrainingCLI(LightningCLI):
         root = settings.default_root_dir or DEFAULT_ROOT
         csv = CSVLogger(root)
         loggers: list[Logger] = [csv, TensorBoardLogger(root, version=csv.version)]
-        callbacks: list[Callback] = [
-            ModelCheckpoint(
-                filename="best", monitor="val/iou", mode="max", save_last=True, enable_version_counter=False
-            ),
-            RatioLogger(),
-            LearningRateMonitor(),
-        ]
+        callbacks: list[Callback] = [RatioLogger()]
+        if settings.enable_checkpointing is not False:
+            callbacks += [
+                ModelCheckpoint(filename="best", monitor="val/iou", mode="max", enable_version_counter=False),
+                # Not save_last of the one above: it keeps the last only where that is the best as well.
+                ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+            ]
         if settings.logger is None:
             kwargs["logger"] = loggers
-        elif settings.logger is False:
-            callbacks.pop()
-        if settings.enable_checkpointing is False:
-            callbacks.pop(0)
+        if settings.logger is not False:
+            callbacks.append(LearningRateMonitor())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 

@@ -110,7 +110,9 @@ def test_a_setting_out_of_range_is_an_error(num_features: int, eps: float) -> No
 
 
 @both_modes
-@pytest.mark.parametrize("change", [Tensor.double, Tensor.bfloat16, lambda x: x[:, ::2, 1:]], ids=["float64", "bfloat16", "slice"])
+@pytest.mark.parametrize(
+    "change", [Tensor.double, Tensor.bfloat16, lambda x: x[:, ::2, 1:]], ids=["float64", "bfloat16", "slice"]
+)
 def test_no_norm_returns_its_input(training: bool, change: Callable[[Tensor], Tensor]) -> None:
     layer, x = NoNorm(6).train(training), change(random_map(2, 6, 9, 14))
 

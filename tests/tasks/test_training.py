@@ -241,6 +241,15 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(two_epochs: Run, scenes: 
     assert same(resumed.weights, two_epochs.weights)
 
 
+def test_the_last_checkpoint_is_the_last_even_where_an_earlier_one_is_best(scenes: Path, tmp_path: Path) -> None:
+    standing_still = ["--model.norm=geonorm.norms.LayerNorm", "--model.learning_rate=1e-30"]
+
+    done = fit(scenes, tmp_path, *standing_still)
+
+    assert done.checkpoint("best")["global_step"] == STEPS_PER_EPOCH
+    assert done.checkpoint("last")["global_step"] == 2 * STEPS_PER_EPOCH
+
+
 @pytest.fixture
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the patches that are read, as they are read."""
