@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from geonorm.errors import InvalidConfigError
 from geonorm.models.geometry import SeenMap, seen_maps
-from geonorm.norms import GroupNorm, LocalContextNorm, NormFactory, make_norm
+from geonorm.norms import GroupNorm, InstanceNorm, LocalContextNorm, NormFactory, SwitchableNorm, make_norm
 from geonorm.norms.base import Norm
 
 FOREIGN_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
@@ -158,7 +158,8 @@ def _replaced(name: str, old: nn.Module, seen: SeenMap | None, norm: NormFactory
     except InvalidConfigError as error:
         raise InvalidConfigError(f"{name} ({type(old).__name__}): {error}") from error
     kept = _take_affine(new, old)
-    return result(_like(new, old), kept=kept, note=_take_statistics(new, old))
+    notes = [note for note in (_take_statistics(new, old), _one_cell(new, seen)) if note]
+    return result(_like(new, old), kept=kept, note="; ".join(notes))
 
 
 def _is_map(module: nn.Module, seen: SeenMap) -> bool:
@@ -190,6 +191,13 @@ def _take_statistics(new: nn.Module, old: nn.Module) -> str:
         return "its running statistics are lost: train on before use"
     for name in ("running_mean", "running_var"):
         getattr(new, name).copy_(getattr(old, name))
+    return ""
+
+
+def _one_cell(new: nn.Module, seen: SeenMap) -> str:
+    pooled = seen.shape[-2:] == (1, 1)
+    if pooled and (isinstance(new, InstanceNorm) or (isinstance(new, SwitchableNorm) and "IN" in new.pool)):
+        return "its map is one cell, where IN has no variance"
     return ""
 
 

@@ -113,6 +113,11 @@ def _create(arch: str, encoder: str, weights: str | None, in_channels: int, num_
         return smp.create_model(
             arch, encoder_name=encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes
         )
+    except OSError as error:
+        raise InvalidConfigError(
+            f"The weights {weights!r} of {encoder} could not be fetched: {' '.join(str(error).split())[:160]}. Check "
+            "the network connection, or start without them (weights: null)."
+        ) from error
     except (KeyError, ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidConfigError(f"smp cannot make {arch} with encoder {encoder!r}: {reason}") from error

@@ -21,6 +21,7 @@ from geonorm.norms import (
     LocalContextNorm,
     NoNorm,
     NormFactory,
+    SwitchableNorm,
 )
 
 
@@ -184,3 +185,14 @@ def test_localizing_makes_a_network_bounded() -> None:
 def test_there_is_nothing_to_localize_in_a_batch_norm_network() -> None:
     with pytest.raises(InvalidConfigError, match="Batch Norm needs none"):
         localize_norms(UNet(3, 2, norm=BatchNorm, depth=1, width=4), window_px=15)
+
+
+@pytest.mark.parametrize("norm", [InstanceNorm, SwitchableNorm])
+def test_a_norm_after_global_pooling_is_noted(norm: NormFactory) -> None:
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Upsample(scale_factor=8))
+
+    _, (replacement,) = replace_norms(pooled, norm)
+    _, (harmless,) = replace_norms(pooled, partial(GroupNorm, group_size=2))
+
+    assert "its map is one cell, where IN has no variance" in replacement.note
+    assert "one cell" not in harmless.note

@@ -130,6 +130,18 @@ def test_unknown_architectures_and_encoders_get_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_weights_that_cannot_be_fetched_get_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service\nnot known")
+
+    monkeypatch.setattr(smp, "create_model", no_network)
+
+    with pytest.raises(InvalidConfigError, match="weights 'imagenet' of resnet18 could not be fetched") as caught:
+        build_smp("unet", "resnet18", in_channels=3, num_classes=2, norm=None, weights="imagenet")
+
+    assert "\n" not in str(caught.value)
+
+
 def test_aligned_corners_are_off_and_make_a_network_unbounded_where_wanted() -> None:
     plain = build_smp("fpn", "resnet18", in_channels=3, num_classes=2, norm=LOCAL)
     aligned = build_smp("fpn", "resnet18", in_channels=3, num_classes=2, norm=LOCAL, align_corners=True)
