@@ -82,6 +82,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="map to write (Cloud-Optimized GeoTIFF)")
     _add_tiling(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    parser.add_argument("--restart", action="store_true", help="discard what an earlier run has finished")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -99,6 +100,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=_device(options.device),
         nodata_rule=options.nodata_rule,
         overwrite=options.overwrite,
+        restart=options.restart,
         progress=True,
         on_plan=lambda text: print(text, file=sys.stderr),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,6 +19,7 @@ from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo, name_some
+from geonorm.inference.journal import Journal
 from geonorm.models import TileGeometry, tile_geometry
 from geonorm.models.bitwise import predictor
 from geonorm.models.rescale import rescale_of
@@ -63,6 +67,7 @@ def predict_raster(
     device: str = "cpu",
     nodata_rule: NodataRule = "all",
     overwrite: bool = False,
+    restart: bool = False,
     progress: bool = False,
     on_plan: Callable[[str], None] = lambda text: None,
 ) -> Prediction:
@@ -70,6 +75,9 @@ def predict_raster(
 
     The labels do not depend on the tiling where the halo is exact: they are those of the whole-image pass, bit for
     bit with geonorm's U-Net on the CPU. Memory grows with the raster's width times the core, not with its height.
+
+    Finished strips are kept beside the target until the map is whole. A run that ended early, however it ended, goes on
+    from them when it is called again with the same arguments, and the map has the same bytes as if it had never ended.
 
     Args:
         model_or_checkpoint: A network that maps raw band values to logits, or a checkpoint of it.
@@ -82,17 +90,18 @@ def predict_raster(
         device: Device to compute on.
         nodata_rule: A pixel has no data where ``"all"`` or ``"any"`` of its bands have none.
         overwrite: Replace an existing target.
+        restart: Discard the strips that an earlier run left, even one with other settings.
         progress: Show a progress bar with rate and time left.
         on_plan: Called with the plan in words before the work begins.
 
     Raises:
-        RasterError: The source cannot be read, or the target not be written.
+        RasterError: The source cannot be read, the target not be written, or another process is making it.
         TargetExistsError: The target exists and ``overwrite`` is off.
         CheckpointError: The checkpoint is not one of geonorm.
-        InvalidConfigError: A setting that cannot work with this model.
+        InvalidConfigError: A setting that cannot work with this model, or strips of a run with other settings.
     """
     check_batch_size(batch_size)
-    check_target(target, overwrite=overwrite, source=source)
+    place = check_target(target, overwrite=overwrite, source=source)
     model = as_trained(model_or_checkpoint)
     with open_raster(source, bands=range(1, len(model.spec.bands) + 1), nodata_rule=nodata_rule) as reader:
         _warn_of_resolution(reader, model.spec)
@@ -105,10 +114,8 @@ def predict_raster(
             device=device,
             progress=progress,
         )
-        on_plan(job.in_words())
-
         class_pixels = torch.zeros(len(model.spec.class_names), dtype=torch.int64)
-        with LabelWriter(
+        map_writer = LabelWriter(
             target,
             reader.grid,
             class_names=model.spec.class_names,
@@ -117,13 +124,21 @@ def predict_raster(
             nodata=NODATA_LABEL,
             overwrite=overwrite,
             source=source,
-        ) as writer:
-            for strip in job.strips(batch_size=batch_size, progress=progress):
+        )
+        facts = _facts(job, source, nodata_rule=nodata_rule, batch_size=batch_size, device=device)
+        with Journal(place, facts, num_strips=job.plan.axes[0].num_cores, restart=restart) as journal:
+            done = journal.rows
+            going_on = f"\nresumed  {len(done)} of {journal.num_strips} strips are done" if done else ""
+            on_plan(job.in_words() + going_on)
+            for strip in job.strips(batch_size=batch_size, skip=done, progress=progress):
                 labels = strip.output.numpy()
                 labels[~strip.valid] = NODATA_LABEL
-                counted = torch.bincount(strip.output.flatten().int(), minlength=NODATA_LABEL + 1)
-                class_pixels += counted[: len(class_pixels)]
-                writer.write(strip.row, labels)
+                journal.keep(strip.row, labels)
+            with map_writer as writer:
+                for row, labels in journal.strips():
+                    counted = np.bincount(labels.ravel(), minlength=NODATA_LABEL + 1)
+                    class_pixels += torch.from_numpy(counted[: len(class_pixels)])
+                    writer.write(row, labels)
     return Prediction(
         target=os.fspath(target),
         plan=job.plan,
@@ -132,6 +147,32 @@ def predict_raster(
         valid_pixels=int(class_pixels.sum()),
         class_pixels=tuple(class_pixels.tolist()),
     )
+
+
+def _facts(job: Job, source: Path, *, nodata_rule: NodataRule, batch_size: int, device: str) -> dict[str, Any]:
+    """Return what every label follows from: two runs that agree in it may share their strips."""
+    weights = hashlib.sha256()
+    for name, value in sorted(job.model.network.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    plan, grid = job.plan, job.reader.grid
+    file = os.stat(source) if os.path.exists(source) else None
+    return {
+        "source": os.path.abspath(source) if file else os.fspath(source),
+        "source bytes": file.st_size if file else None,
+        "source's time": file.st_mtime_ns if file else None,
+        "size": [plan.height, plan.width],
+        "transform": list(grid.transform)[:6],
+        "weights": weights.hexdigest(),
+        "core_px": plan.core_px,
+        "halo_px": plan.halo_px,
+        "grid_offset_px": list(plan.grid_offset_px),
+        "batch_size": batch_size,
+        "nodata_rule": nodata_rule,
+        "device": device,
+        "provenance": job.provenance(),
+        "torch": torch.__version__,
+    }
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -157,11 +198,13 @@ class Job:
         *,
         finish: Callable[[Tensor], Tensor] = labels_of,
         batch_size: int = 1,
+        skip: Collection[int] = (),
         progress: bool = False,
         title: str = "labelling",
     ) -> Iterator[Strip]:
         """Yield the raster's strips from the top; see `geonorm.tiling.engine.predict_strips`."""
-        bar = tqdm(total=self.plan.num_tiles, unit="tile", desc=title, disable=not progress)
+        done = len(skip) * self.plan.axes[1].num_cores
+        bar = tqdm(total=self.plan.num_tiles, initial=done, unit="tile", desc=title, disable=not progress)
         with bar:
             yield from predict_strips(
                 self.reader.read,
@@ -170,6 +213,7 @@ class Job:
                 fill=self.fill,
                 finish=finish,
                 batch_size=batch_size,
+                skip=skip,
                 on_tiles=bar.update,
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -51,6 +51,7 @@ def predict_strips(
     fill: Tensor,
     finish: Callable[[Tensor], Tensor] = labels_of,
     batch_size: int = 1,
+    skip: Container[int] = (),
     on_tiles: Callable[[int], None] = lambda tiles: None,
 ) -> Iterator[Strip]:
     """Yield the raster's strips from the top, one row of cores each.
@@ -62,10 +63,13 @@ def predict_strips(
         fill: What pixels without data hold when they enter the network: the training mean, shape ``(C,)``.
         finish: Turns the logits of cores, ``(N, K, h, w)``, into what a strip holds, ``(N, ..., h, w)``.
         batch_size: Tiles per call of the network.
+        skip: First rows of strips to leave out: every strip is computed by itself, whatever came before.
         on_tiles: Called with the number of tiles done since the last call.
     """
     rows, cols = plan.axes
     for row in rows.spans():
+        if row.core_start in skip:
+            continue
         band = _read_rows(read, plan, row, fill)
         output: Tensor | None = None
         spans = cols.spans()
