@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -193,3 +194,11 @@ def imports(source: str, path: str) -> Iterator[tuple[int, str]]:
             base = ".".join((*above, *filter(None, [node.module])))
             for alias in node.names:
                 yield node.lineno, f"{base}.{alias.name}"
+
+
+def test_labelling_a_raster_does_without_the_libraries_of_data_sets() -> None:
+    program = "import sys, geonorm.inference; print(sorted({'torchgeo', 'tensorboard'} & set(sys.modules)))"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
