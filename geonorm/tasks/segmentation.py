@@ -117,10 +117,12 @@ class SegmentationTask(LightningModule):
         return self.network(image)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy over the pixels that count."""
+        """Return the mean cross-entropy over the pixels that count; 0 where none does."""
         logits = self(batch["image"])
         labels = centre(batch["mask"], like=logits).long()
-        loss = cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
+        # Not cross_entropy's own mean: that is NaN for a batch in which no pixel counts.
+        total = cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
+        loss = total / (labels != IGNORE_LABEL).sum().clamp(min=1)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -165,8 +165,10 @@ def test_what_lies_under_ignored_labels_does_not_matter(monkeypatch: pytest.Monk
 def test_a_batch_without_a_single_label_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     task = small_task()
 
-    loss_of(task, random_batch(ignored=1.0), monkeypatch).backward()
+    loss = loss_of(task, random_batch(ignored=1.0), monkeypatch)
+    loss.backward()
 
+    assert loss == 0
     assert all(weight.grad is not None and not weight.grad.any() for weight in task.parameters())
 
 
