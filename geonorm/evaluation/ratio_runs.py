@@ -11,7 +11,7 @@ from geonorm.errors import CheckpointError, InvalidConfigError
 from geonorm.evaluation.ratios import Layer, parts_of
 from geonorm.evaluation.shift import short_names
 from geonorm.models.receptive import norm_maps
-from geonorm.tasks.checkpoint import load_checkpoint, load_model
+from geonorm.tasks.checkpoint import load_model
 from geonorm.tasks.ratio_log import FILE_NAME, LayerRatios, Snapshot, ratios_of, read_ratio_log
 
 ENDS = ("last.ckpt", "best.ckpt")
@@ -107,8 +107,7 @@ def _of_checkpoint(path: Path, *, trust: bool) -> Run:
         )
         for name, one in seen.items()
     )
-    step = load_checkpoint(path).get("global_step")
-    return Run(label="", source=os.fspath(path), end=path.name, step=step, layers=layers, history={})
+    return Run(label="", source=os.fspath(path), end=path.name, step=model.step, layers=layers, history={})
 
 
 def _of_log(path: Path, history: Mapping[int, Snapshot]) -> Run:

@@ -71,7 +71,7 @@ def is_affine(module: nn.Module) -> bool:
 
 def _frozen(norm: nn.Module) -> FrozenBatchNorm:
     mean, var, weight, bias = _numbers(norm)
-    frozen = FrozenBatchNorm(len(mean), eps=float(norm.eps)).to(mean.device, mean.dtype)  # type: ignore[arg-type]
+    frozen = FrozenBatchNorm(len(mean), eps=float(norm.eps)).to(mean.device, mean.dtype)  # type: ignore[arg-type]  # a norm
     for place, value in zip((frozen.running_mean, frozen.running_var), (mean, var), strict=True):
         place.copy_(value)
     frozen.weight.copy_(weight)
@@ -82,7 +82,7 @@ def _frozen(norm: nn.Module) -> FrozenBatchNorm:
 def _affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return factor and summand of each channel in float64."""
     mean, var, weight, bias = (value.double() for value in _numbers(norm))
-    scale = weight / (var + float(norm.eps)).sqrt()  # type: ignore[arg-type]
+    scale = weight / (var + float(norm.eps)).sqrt()  # type: ignore[arg-type]  # every norm has one
     return scale, bias - mean * scale
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
-from geonorm.norms.synchronized import batch_moments, move_running
+from geonorm.norms.synchronized import batch_moments, move_running, unbiased
 
 
 class BatchNorm(Norm):
@@ -66,7 +66,7 @@ class BatchNorm(Norm):
     def _over_processes(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
         mean, var, count = batch_moments(mean, var, cells=x.shape[2] * x.shape[3], synchronized=True)
-        move_running(self.running_mean, self.running_var, mean, var, count, momentum=self.momentum)
+        move_running(self.running_mean, self.running_var, mean, unbiased(var, count), momentum=self.momentum)
         scale = torch.rsqrt(var + self.eps) * weight
         return (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
 

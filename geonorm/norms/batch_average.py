@@ -12,6 +12,7 @@ from geonorm.errors import InvalidConfigError
 from geonorm.norms.batch import BatchNorm
 from geonorm.norms.batch_renorm import BatchRenorm
 from geonorm.norms.switchable import SwitchableNorm
+from geonorm.norms.synchronized import several_processes
 
 KeepsStatistics = BatchNorm | BatchRenorm | SwitchableNorm | _BatchNorm
 
@@ -73,7 +74,7 @@ def average_batches(network: nn.Module, batches: Iterable[Tensor]) -> int:
 
 
 def _average_over_processes(layers: list[KeepsStatistics]) -> None:
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not several_processes():
         return
     for layer in layers:
         for name in ("running_mean", "running_var"):

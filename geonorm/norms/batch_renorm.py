@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geonorm.errors import InvalidConfigError
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
-from geonorm.norms.synchronized import batch_moments, move_running
+from geonorm.norms.synchronized import batch_moments, move_running, unbiased
 
 
 class BatchRenorm(Norm):
@@ -92,7 +92,7 @@ class BatchRenorm(Norm):
             r = computed_once((dev / running_dev).detach().clamp(1 / r_bound, r_bound))
             d = computed_once(((mean - running_mean) / running_dev).detach().clamp(-d_bound, d_bound))
             scale, shift = r / dev, d
-            move_running(self.running_mean, self.running_var, mean, var, count, momentum=self.momentum)
+            move_running(self.running_mean, self.running_var, mean, unbiased(var, count), momentum=self.momentum)
             self.num_batches_tracked += 1
         else:
             mean, scale, shift = running_mean, 1 / running_dev, torch.zeros_like(running_mean)

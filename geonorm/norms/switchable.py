@@ -13,7 +13,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.group import check_group_size
 from geonorm.norms.local_context import Border, local_statistics, window_in_cells
-from geonorm.norms.synchronized import batch_moments
+from geonorm.norms.synchronized import batch_moments, move_running
 
 Normalizer = Literal["IN", "LN", "BN", "GN", "LCN"]
 Selection = Literal["soft", "hard", "sparse"]
@@ -182,9 +182,7 @@ class SwitchableNorm(Norm):
 
     def _batch_statistics(self, mean_in: Tensor, var_in: Tensor, cells: int) -> Statistics:
         mean, var, _ = batch_moments(mean_in, var_in, cells=cells, synchronized=self.synchronized)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        move_running(self.running_mean, self.running_var, mean, var, momentum=self.momentum)
         return mean, var
 
     def _members(self, ratios: Tensor) -> tuple[str, ...]:

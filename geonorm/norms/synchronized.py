@@ -34,7 +34,7 @@ def batch_moments(mean: Tensor, var: Tensor, *, cells: int, synchronized: bool) 
         Mean ``(C,)``, biased variance ``(C,)``, and the number of values behind each, a scalar.
     """
     count = mean.new_full((), mean.shape[0] * cells)  # no Python number: exported programs take any size
-    if not (synchronized and _several_processes()):
+    if not (synchronized and several_processes()):
         spread, batch_mean = torch.var_mean(mean, dim=0, correction=0)
         return batch_mean, var.mean(dim=0) + spread, count
     from torch.distributed.nn.functional import all_reduce  # not in every build of torch
@@ -46,14 +46,18 @@ def batch_moments(mean: Tensor, var: Tensor, *, cells: int, synchronized: bool) 
 
 
 @torch.no_grad()
-def move_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: Tensor, *, momentum: float
-) -> None:
-    """Move running statistics towards those of a batch; the variance unbiased, as torch's Batch Norm keeps it."""
-    unbiased = var * (count / (count - 1).clamp(min=1))
+def move_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, *, momentum: float) -> None:
+    """Move running statistics towards those of a batch."""
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    running_var.lerp_(var.to(running_var.dtype), momentum)
 
 
-def _several_processes() -> bool:
+@torch.no_grad()
+def unbiased(var: Tensor, count: Tensor) -> Tensor:
+    """Return the variance as torch's Batch Norm keeps it, from the biased one and the values behind it."""
+    return var * (count / (count - 1).clamp(min=1))
+
+
+def several_processes() -> bool:
+    """Say whether this process is one of several that work together."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

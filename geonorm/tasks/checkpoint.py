@@ -52,6 +52,8 @@ class TrainedModel:
     """The geonorm that wrote it."""
     localized_px: int | None = None
     """Window over which its GN, IN and LN take their statistics now; None where they are as they were made."""
+    step: int | None = None
+    """Steps of training behind it; None where the checkpoint does not say."""
 
 
 def describe(
@@ -119,6 +121,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
         name=Path(path).name,
         version=facts["version"],
         localized_px=localized_px,
+        step=content.get("global_step"),
     )
 
 

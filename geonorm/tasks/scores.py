@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from geonorm.data.spec import IGNORE_LABEL
+from geonorm.norms.synchronized import several_processes
 
 
 class Scores:
@@ -25,7 +26,7 @@ class Scores:
 
     def gather(self) -> None:
         """Add the counts of all other processes; each has them all afterwards."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not several_processes():
             return
         parts: list[dict[str, Tensor]] = [{}] * distributed.get_world_size()
         distributed.all_gather_object(parts, self.counts)

@@ -13,15 +13,13 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from geonorm.data.inria import InriaDataModule
+import geonorm.data.inria  # noqa: F401 - so that the parser knows InriaDataModule by its bare name
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
 from geonorm.tasks import BatchAverage, RatioLogger, SegmentationTask
 from geonorm.tasks.checkpoint import load_checkpoint
 
 DEFAULT_ROOT = "runs"
-KNOWN_DATA = (InriaDataModule,)
-"""Data modules that the parser knows by their bare names, because they are imported."""
 
 
 def run_training(arguments: list[str]) -> None:

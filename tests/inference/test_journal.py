@@ -213,7 +213,7 @@ def test_strips_of_other_settings_are_refused_in_one_line_that_names_the_differe
     before = sorted(folder.iterdir())
 
     with pytest.raises(InvalidConfigError, match=words) as caught:
-        predict_raster(network, source, target, **{"core_px": CORE_PX, **settings})  # type: ignore[arg-type]
+        predict_raster(network, source, target, **{"core_px": CORE_PX, **settings})  # type: ignore[arg-type]  # each its own type
 
     assert "--restart" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -110,7 +110,7 @@ def test_the_halo_holds_all_that_a_pixel_sees(window: tuple[int, int]) -> None:
 def test_it_takes_one_border_and_one_word_only() -> None:
     for settings in ({"compat": "torch"}, {"compat": "authors", "border": "clip"}):
         with pytest.raises(InvalidConfigError, match="compat must be"):
-            LocalContextNorm(CHANNELS, window_cells=3, **settings)  # type: ignore[arg-type]
+            LocalContextNorm(CHANNELS, window_cells=3, **settings)  # type: ignore[arg-type]  # words of no meaning
 
 
 # --- the operator that gives statistics alone -------------------------------------------------------
