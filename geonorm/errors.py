@@ -1,5 +1,7 @@
 """What a user can put right: the command line prints these as one line and exits with code 2."""
 
+from collections.abc import Sequence
+
 
 class GeonormError(Exception):
     """Base of all errors whose cause lies in the input, not in geonorm."""
@@ -34,3 +36,14 @@ class CheckpointError(GeonormError, ValueError):
 
 class GeonormWarning(UserWarning):
     """Something the user should know before trusting a result; the command line prints it as one line."""
+
+
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return the first part of what an error of another library says, as one line."""
+    return " ".join(str(error).split())[:most]

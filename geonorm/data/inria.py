@@ -20,12 +20,14 @@ from torchgeo.datasets import InriaAerialImageLabeling
 from geonorm.data.pairs import Pair, open_pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
 from geonorm.data.spec import INRIA, DatasetSpec
-from geonorm.errors import DatasetError, InvalidConfigError
+from geonorm.errors import DatasetError, InvalidConfigError, name_some
 from geonorm.raster.read import Grid, open_raster
 from geonorm.raster.window import Window
 
 RASTER_SUFFIXES = {".tif", ".tiff"}
 BANDS = (1, 2, 3)
+MOST_NAMES = 8
+"""So many files are named in a message."""
 
 
 class InriaDataModule(NonGeoDataModule):
@@ -87,16 +89,16 @@ class InriaDataModule(NonGeoDataModule):
             "train": [pair for pair in pairs if not is_val(pair.name)],
             "val": [pair for pair in pairs if is_val(pair.name)],
         }
+        names = name_some(sorted(pair.name for pair in pairs), MOST_NAMES)
         missing = set(self.val_names or ()) - {pair.name for pair in pairs}
         if missing:
             raise DatasetError(
-                f"val_names: no image is named {', '.join(sorted(missing))} in {_names(self.root)}. "
-                f"There: {_some(pair.name for pair in pairs)}."
+                f"val_names: no image is named {', '.join(sorted(missing))} in {_names(self.root)}. There: {names}."
             )
         for split, members in splits.items():
             if not members:
                 raise DatasetError(
-                    f"No image is left for {split} in {_names(self.root)}; there are {_some(p.name for p in pairs)}. "
+                    f"No image is left for {split} in {_names(self.root)}; there are {names}. "
                     "Name the images to validate on with --data.val_names."
                 )
         return splits
@@ -230,7 +232,7 @@ def find_pairs(root: Path) -> list[Pair]:
     if lonely:
         raise DatasetError(
             f"{len(lonely)} of {len(images)} images in {folder / 'images'} have no mask of the same name in "
-            f"{folder / 'gt'}: {_some(lonely)}."
+            f"{folder / 'gt'}: {name_some(lonely, MOST_NAMES)}."
         )
     return [
         Pair(image=str(path), labels=str(masks[stem]), group=city_of(stem)) for stem, path in sorted(images.items())
@@ -269,8 +271,3 @@ def _only(samples: list[dict[str, str]]) -> dict[str, str]:
 
 def _names(folders: Sequence[Path]) -> str:
     return ", ".join(map(str, folders))
-
-
-def _some(names: Any, most: int = 8) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

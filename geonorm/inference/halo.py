@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, name_some
 from geonorm.models import TileGeometry
 from geonorm.tiling.engine import Predict, Read, predict_tile
 from geonorm.tiling.plan import Plan
@@ -181,12 +181,6 @@ def mismatch_of(labels: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """Return the share of labels that differ, over all cores."""
     differ = sum(int((one != other).sum()) for one, other in zip(labels, reference, strict=True))
     return differ / sum(one.numel() for one in labels)
-
-
-def name_some(names: Sequence[str], most: int = 3) -> str:
-    """Return the first few names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def sampled_cores(plan: Plan) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
-from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.inference.halo import Halo, HaloChoice, choose_halo, name_some
+from geonorm.errors import GeonormWarning, InvalidConfigError, name_some
+from geonorm.inference.halo import Halo, HaloChoice, choose_halo
 from geonorm.inference.journal import Journal
 from geonorm.models import TileGeometry, tile_geometry
 from geonorm.models.bitwise import predictor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, one_line
 from geonorm.models.replace import Replacement, replace_norms
 from geonorm.models.rescale import Rescale
 from geonorm.norms import NormFactory
@@ -115,12 +115,11 @@ def _create(arch: str, encoder: str, weights: str | None, in_channels: int, num_
         )
     except OSError as error:
         raise InvalidConfigError(
-            f"The weights {weights!r} of {encoder} could not be fetched: {' '.join(str(error).split())[:160]}. Check "
+            f"The weights {weights!r} of {encoder} could not be fetched: {one_line(error, 160)}. Check "
             "the network connection, or start without them (weights: null)."
         ) from error
     except (KeyError, ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidConfigError(f"smp cannot make {arch} with encoder {encoder!r}: {reason}") from error
+        raise InvalidConfigError(f"smp cannot make {arch} with encoder {encoder!r}: {one_line(error)}") from error
 
 
 def _rescale(encoder: str, weights: str | None, in_channels: int) -> Rescale:

@@ -18,7 +18,7 @@ import geonorm.models
 import geonorm.norms
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
-from geonorm.errors import CheckpointError, InvalidConfigError
+from geonorm.errors import CheckpointError, InvalidConfigError, one_line
 from geonorm.models import SmpNetwork, localize_norms
 from geonorm.norms.factory import class_behind
 
@@ -105,14 +105,14 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     except CheckpointError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"This geonorm cannot make the network of {path}: {_one_line(error)}") from error
+        raise CheckpointError(f"This geonorm cannot make the network of {path}: {one_line(error)}") from error
     weights = {
         name.removeprefix(PREFIX): value for name, value in content["state_dict"].items() if name.startswith(PREFIX)
     }
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"The weights in {path} do not fit the network it names: {_one_line(error)}") from error
+        raise CheckpointError(f"The weights in {path} do not fit the network it names: {one_line(error)}") from error
     return TrainedModel(
         network=network.eval(),
         spec=spec,
@@ -143,7 +143,7 @@ def save_model(model: TrainedModel, path: str | os.PathLike[str]) -> None:
         torch.save(content, unfinished)
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be written: {_one_line(error)}. Choose another place.") from error
+        raise CheckpointError(f"{path} cannot be written: {one_line(error)}. Choose another place.") from error
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
@@ -153,10 +153,6 @@ def _without_pretrained(network: Description) -> Description:
     if network["class_path"] != f"{geonorm.models.__name__}.{SmpNetwork.__name__}":
         return network
     return {**network, "init_args": {**network["init_args"], "weights": None}}
-
-
-def _one_line(error: BaseException, most: int = 200) -> str:
-    return " ".join(str(error).split())[:most]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

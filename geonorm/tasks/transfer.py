@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geonorm.errors import CheckpointError
+from geonorm.errors import CheckpointError, name_some
 from geonorm.tasks.checkpoint import load_plain
 
 TAKEN_OFF = ("", "network.", "model.", "module.")
@@ -42,12 +42,12 @@ class Transfer:
         parts = [f"{len(self.taken)} of {total} tensors of the network start from {self.source}"]
         statistics, others = _apart(self.left)
         if others:
-            parts.append(f"left there: {_some(others)}")
+            parts.append(f"left there: {name_some(others, most=4)}")
         if statistics:
             parts.append(f"left there: {len(statistics)} running statistics")
         statistics, others = _apart(self.new)
         if others:
-            parts.append(f"new here: {_some(others)}")
+            parts.append(f"new here: {name_some(others, most=4)}")
         if statistics:
             parts.append(f"new here: {len(statistics)} running statistics, to be trained before use")
         return "; ".join(parts)
@@ -116,8 +116,3 @@ def _apart(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 def _example(places: Mapping[str, Tensor]) -> str:
     return next((f"{name} {tuple(value.shape)}" for name, value in places.items() if value.dim() == 4), "it has none")
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

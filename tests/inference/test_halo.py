@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, name_some
 from geonorm.inference.halo import (
     AFFORDABLE_OVERHEAD,
     MISMATCH_TOLERANCE,
@@ -23,7 +23,6 @@ from geonorm.inference.halo import (
     affordable_core_px,
     choose_halo,
     mismatch_of,
-    name_some,
 )
 from geonorm.models import TileGeometry
 from geonorm.tiling.plan import Network, Plan
