@@ -10,8 +10,9 @@ from torch import Tensor
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.models import TileGeometry
-from geonorm.tiling.engine import Predict, Read, predict_tile
+from geonorm.tiling.engine import Predict, predict_tile
 from geonorm.tiling.plan import Plan
+from geonorm.tiling.supply import Read
 
 Halo = int | Literal["auto", "exact", "measured"]
 

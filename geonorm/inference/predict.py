@@ -21,7 +21,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError, name_some
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo
 from geonorm.inference.journal import Journal
 from geonorm.models import TileGeometry, tile_geometry
-from geonorm.models.bitwise import predictor
+from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import NodataRule, Reader, open_raster
 from geonorm.raster.write import LabelWriter, check_target

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -38,37 +37,6 @@ class BitwiseConvolutions(TorchFunctionMode):
             if call is not None:
                 return torch.ops.aten.mkldnn_convolution(*call)
         return func(*args, **(kwargs or {}))
-
-
-def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a network as a function of tiles, in evaluation, in float32, its results independent of the tiling."""
-    network = network.to(device)
-
-    def predict(tiles: Tensor) -> Tensor:
-        tiles = tiles.to(device).contiguous(memory_format=torch.channels_last)
-        with evaluating(network), torch.no_grad(), BitwiseConvolutions(), _plain_float32(device):
-            return network(tiles)
-
-    return predict
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation, and every module back into its mode afterwards."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
-    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False) if device.type == "cuda" else nullcontext():
-        yield
 
 
 def _conv2d_arguments(

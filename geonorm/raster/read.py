@@ -8,9 +8,9 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import rasterio
@@ -18,11 +18,13 @@ import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 
 from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.grid import Grid as Grid  # whoever opens a raster finds the type of its grid here
+from geonorm.raster.grid import GroundControlPoint
+from geonorm.raster.palette import Palette
 from geonorm.raster.window import Window
 
 NodataRule = Literal["all", "any"]
@@ -34,31 +36,88 @@ CACHE_BYTES = 64 * 2**20
 # Some of rasterio's functions let GDAL's own errors through, which have no public name.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
+ALPHA = 4  # the band of a colour that says how opaque it is
+
 _MAX_CHECKED_BLOCKS = 4096  # at 2 microseconds for each of the two tags: 20 ms
 
 
+class RasterSource(Protocol):
+    """What gives the pixels of a raster: one file, several, or one at another resolution.
+
+    It belongs to one thread: another takes one of its own from `reopen`. What it says of itself, `reopen` included,
+    still holds when it is closed.
+    """
+
+    @property
+    def path(self) -> str:
+        """Name for messages."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where its pixels lie."""
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """The bands that are read, counted from 1."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+
+    @property
+    def count(self) -> int:
+        """Number of bands there are."""
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of the blocks in which the pixels are stored."""
+
+    @property
+    def resolution(self) -> float | None:
+        """Ground size of a pixel in metres, as ``grid.resolution_m``."""
+
+    def read(self, window: Window) -> Pixels:
+        """Return what ``window`` holds; it must lie inside the raster."""
+
+    def holds_data(self, window: Window) -> bool:
+        """Whether a pixel of ``window`` may be valid; False only where that is sure without reading."""
+
+    def reopen(self) -> RasterSource:
+        """Return an independent source of the same pixels, for another thread."""
+
+    def close(self) -> None:
+        """Close its files."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 def open_raster(
-    path: str | os.PathLike[str], *, bands: Sequence[int] | None = None, nodata_rule: NodataRule = "all"
+    path: str | os.PathLike[str],
+    *,
+    bands: Sequence[int] | None = None,
+    nodata_rule: NodataRule = "all",
+    nodata: float | None = None,
 ) -> Reader:
     """Return a reader of the raster at ``path``.
 
-    A value is invalid where the mask of the file or of its band says so, or where it is NaN or infinite. An
-    alpha band is a mask unless it is among ``bands``: a band that is read is data, whatever its tag says.
+    A value is invalid where the mask of the file or of its band says so, where it is ``nodata``, or where it is NaN
+    or infinite. An alpha band is a mask unless it is among ``bands``: a band that is read is data, whatever its tag
+    says.
+
+    A single band with a colour table gives its own values as band 1. Where ``bands`` ask for more, it gives the red,
+    green, blue and alpha of the table as bands 1 to 4.
 
     Args:
         path: The raster file.
-        bands: Bands to read, counted from 1; all of them by default.
+        bands: Bands to read, counted from 1, in any order; all of them by default.
         nodata_rule: A pixel is invalid if "all" or "any" of its values that are read are.
+        nodata: A value that does not count, besides those of which the file itself says so.
     """
-    if nodata_rule not in get_args(NodataRule):
-        raise InvalidConfigError(f"nodata_rule must be 'all' or 'any', got {nodata_rule!r}.")
-    name = os.fspath(path)
-    dataset, grid = _open_checked(name)
-    try:
-        return Reader(name, dataset, grid, bands=bands, nodata_rule=nodata_rule)
-    except BaseException:
-        dataset.close()
-        raise
+    return Reader(os.fspath(path), bands=bands, nodata_rule=nodata_rule, nodata=nodata)
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
@@ -75,33 +134,25 @@ class Reader:
         grid: Where its pixels lie.
         bands: The bands that are read, counted from 1.
         dtype: Type of the values.
-        count: Number of bands in the file.
+        count: Number of bands in the file, or of the colours to which its one band is expanded.
         block_shape: Rows and columns of the blocks in which the file is stored.
     """
 
     def __init__(
-        self, path: str, dataset: Any, grid: Grid, *, bands: Sequence[int] | None, nodata_rule: NodataRule
+        self, path: str, *, bands: Sequence[int] | None, nodata_rule: NodataRule, nodata: float | None
     ) -> None:
-        self._dataset = dataset
-        self._nodata_rule = nodata_rule
+        if nodata_rule not in get_args(NodataRule):
+            raise InvalidConfigError(f"nodata_rule must be 'all' or 'any', got {nodata_rule!r}.")
         self.path = path
-        self.grid = grid
-        self.count: int = dataset.count
-        self.bands = tuple(range(1, self.count + 1)) if bands is None else tuple(bands)
-        if not self.bands or min(self.bands) < 1 or max(self.bands) > self.count:
-            raise RasterError(
-                f"{path} has {self.count} band(s), but bands {list(self.bands)} are asked for. "
-                f"Bands are counted from 1: choose among 1 to {self.count}, or take another raster."
-            )
-        dtypes = sorted({dataset.dtypes[band - 1] for band in self.bands})
-        if len(dtypes) > 1:
-            raise RasterError(
-                f"{path} has bands of different types ({', '.join(dtypes)}), and one type is needed. "
-                "Convert it with gdal_translate -ot, or choose bands of one type."
-            )
-        self.dtype: np.dtype[Any] = np.dtype(dtypes[0])
-        self.block_shape: tuple[int, int] = dataset.block_shapes[self.bands[0] - 1]
-        self._find_masks()
+        self._nodata_rule = nodata_rule
+        self._nodata = nodata
+        self._dataset, self.grid = _open_checked(path)
+        try:
+            self._choose_bands(bands)
+            self._find_masks()
+        except BaseException:
+            self._dataset.close()
+            raise
 
     @property
     def resolution(self) -> float | None:
@@ -110,28 +161,38 @@ class Reader:
 
     def read(self, window: Window) -> Pixels:
         """Return what ``window`` holds; it must lie inside the raster."""
-        height, width = self.grid.height, self.grid.width
-        inside = 0 <= window.row < window.row_end <= height and 0 <= window.col < window.col_end <= width
-        if not inside:
-            raise ValueError(f"{window} must hold pixels and lie inside the {height} x {width} raster")
+        window.check_inside(self.grid.height, self.grid.width)
         area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
         try:
             with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-                values = self._dataset.read(self.bands, window=area)
+                stored = self._dataset.read(self._stored_bands, window=area)
                 pixel_valid = self._pixel_valid(area)
-                value_valid = self._value_valid(values, area)
+                value_valid = self._value_valid(stored, area)
         except GDAL_ERRORS as error:
             raise RasterError(
                 f"cannot read rows {window.row} to {window.row_end - 1}, columns {window.col} to "
                 f"{window.col_end - 1} of {self.path}: {gdal_said(error)} "
                 "The file is probably damaged; copy or download it again."
             ) from error
+        values = stored
+        if self._palette is not None:
+            values = self._palette.expand(stored[0], self.bands)
+            if ALPHA not in self.bands:
+                pixel_valid = pixel_valid & self._palette.visible(stored[0])
         if value_valid is None:
             valid = np.broadcast_to(pixel_valid, values.shape[1:])
             return Pixels(values, np.broadcast_to(valid, values.shape), valid)
         value_valid &= pixel_valid
         reduce = np.logical_or if self._nodata_rule == "all" else np.logical_and
-        return Pixels(values, value_valid, reduce.reduce(value_valid, axis=0))
+        return Pixels(values, np.broadcast_to(value_valid, values.shape), reduce.reduce(value_valid, axis=0))
+
+    def holds_data(self, window: Window) -> bool:
+        """Return True: what a file holds is not known without reading it."""
+        return True
+
+    def reopen(self) -> Reader:
+        """Return an independent reader of the same file, for another thread."""
+        return Reader(self.path, bands=self.bands, nodata_rule=self._nodata_rule, nodata=self._nodata)
 
     def close(self) -> None:
         """Close the file."""
@@ -145,14 +206,39 @@ class Reader:
     ) -> None:
         self.close()
 
+    def _choose_bands(self, bands: Sequence[int] | None) -> None:
+        """Find out which bands of the file are read, and what becomes of their values."""
+        dataset = self._dataset
+        self.count: int = dataset.count
+        self.bands = tuple(range(1, self.count + 1)) if bands is None else tuple(bands)
+        self._palette = _palette(dataset) if max(self.bands, default=0) > 1 else None
+        if self._palette is not None:
+            self.count = ALPHA
+        if not self.bands or min(self.bands) < 1 or max(self.bands) > self.count:
+            raise RasterError(
+                f"{self.path} has {self.count} band(s), but bands {list(self.bands)} are asked for. "
+                f"Bands are counted from 1: choose among 1 to {self.count}, or take another raster."
+            )
+        self._stored_bands = self.bands if self._palette is None else (1,)
+        dtypes = sorted({dataset.dtypes[band - 1] for band in self._stored_bands})
+        if len(dtypes) > 1:
+            raise RasterError(
+                f"{self.path} has bands of different types ({', '.join(dtypes)}), and one type is needed. "
+                "Convert it with gdal_translate -ot, or choose bands of one type."
+            )
+        _check_nodata(self._nodata, np.dtype(dtypes[0]), self.path)
+        self.dtype: np.dtype[Any] = np.dtype(dtypes[0]) if self._palette is None else self._palette.colors.dtype
+        self.block_shape: tuple[int, int] = dataset.block_shapes[self._stored_bands[0] - 1]
+
     def _find_masks(self) -> None:
         """Find out once what can make a value or a pixel invalid."""
-        flags = [set(self._dataset.mask_flag_enums[band - 1]) for band in self.bands]
+        bands = self._stored_bands
+        flags = [set(self._dataset.mask_flag_enums[band - 1]) for band in bands]
         # One mask for the whole file, inside it or beside it. (For GDAL an alpha band is another.)
         whole = [MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags]
-        self._mask_band = self.bands[whole.index(True)] if any(whole) else None
+        self._mask_band = bands[whole.index(True)] if any(whole) else None
         alphas = [band for band, tag in enumerate(self._dataset.colorinterp, 1) if tag == ColorInterp.alpha]
-        self._alpha_band = alphas[0] if alphas and not set(alphas) & set(self.bands) else None
+        self._alpha_band = alphas[0] if alphas and not set(alphas) & set(bands) else None
         # What is left is a band's own mask: a nodata value, as a rule.
         others = {MaskFlags.all_valid, MaskFlags.per_dataset, MaskFlags.alpha}
         self._own_masks = [index for index, flag in enumerate(flags) if not flag & others]
@@ -166,16 +252,18 @@ class Reader:
             valid = valid & (self._dataset.read(self._alpha_band, window=area) != 0)
         return valid
 
-    def _value_valid(self, values: NDArray[Any], area: Any) -> NDArray[np.bool_] | None:
+    def _value_valid(self, stored: NDArray[Any], area: Any) -> NDArray[np.bool_] | None:
         """Return what holds for each band by itself (C, H, W), or None where every value counts."""
-        if self.dtype.kind != "f" and not self._own_masks:
+        if stored.dtype.kind != "f" and not self._own_masks and self._nodata is None:
             return None
-        valid = np.isfinite(values)
+        valid = np.isfinite(stored)
+        if self._nodata is not None:
+            valid &= stored != stored.dtype.type(self._nodata)
         with warnings.catch_warnings():
             # With a nodata value, this mask says nothing of an alpha band: right, that is looked at apart.
             warnings.simplefilter("ignore", NodataShadowWarning)
             for index in self._own_masks:
-                valid[index] &= self._dataset.read_masks(self.bands[index], window=area) != 0
+                valid[index] &= self._dataset.read_masks(self._stored_bands[index], window=area) != 0
         return valid
 
 
@@ -191,49 +279,6 @@ class Pixels:
     values: NDArray[Any]
     value_valid: NDArray[np.bool_]
     valid: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the pixels of a raster lie; ``transform`` is the identity where the file has none."""
-
-    height: int
-    width: int
-    crs: CRS | None
-    transform: Affine
-
-    @property
-    def has_transform(self) -> bool:
-        """Whether the pixels have a place in a coordinate system."""
-        return bool(self.transform != Affine.identity())
-
-    @property
-    def resolution_m(self) -> float | None:
-        """Ground size of a pixel in metres at the centre of the raster, None where it is unknown.
-
-        Pixels that are not square count as the square of the same area. Rasters without a CRS or a
-        transform, and those of other planets, have no known size.
-        """
-        if self.crs is None or not self.has_transform:
-            return None
-        resolution_m = _resolution_m(self, self.crs)
-        return resolution_m if math.isfinite(resolution_m) and resolution_m > 0 else None
-
-    @property
-    def first_index(self) -> tuple[int, int]:
-        """Index (row, col) of the first pixel, counted from the origin of the CRS.
-
-        All crops of a raster agree on it, so it anchors tiles to the world rather than to the file. (0, 0)
-        where there is no transform, or none that can be inverted.
-        """
-        if not self.has_transform or self.transform.is_degenerate:
-            return 0, 0
-        origin = ~self.transform  # takes the origin of the CRS to column c, row f
-        if not (math.isfinite(origin.c) and math.isfinite(origin.f)):
-            return 0, 0
-        # Not 0.5: most origins lie on a corner or on the centre of a pixel, within rounding, and 0.63 keeps
-        # both away from the step of floor.
-        return math.floor(0.63 - origin.f), math.floor(0.63 - origin.c)
 
 
 def gdal_said(error: BaseException) -> str:
@@ -282,7 +327,39 @@ def _open_checked(path: str) -> tuple[Any, Grid]:
         raise
     nowhere = any(warning.category is NotGeoreferencedWarning for warning in caught)
     transform = Affine.identity() if nowhere else dataset.transform
-    return dataset, Grid(dataset.height, dataset.width, dataset.crs, transform)
+    grid = Grid(dataset.height, dataset.width, dataset.crs, transform)
+    return dataset, grid if grid.has_transform else _with_gcps(grid, dataset)
+
+
+def _with_gcps(grid: Grid, dataset: Any) -> Grid:
+    points, crs = dataset.gcps
+    gcps = tuple(GroundControlPoint(point.row, point.col, point.x, point.y, point.z) for point in points)
+    return replace(grid, gcps=gcps, gcps_crs=crs or None) if gcps else grid
+
+
+def _palette(dataset: Any) -> Palette | None:
+    """Return the colours of a raster that is a single band of their numbers."""
+    dtype = np.dtype(dataset.dtypes[0])
+    if dataset.count > 1 or dataset.colorinterp[0] != ColorInterp.palette or dtype.name not in ("uint8", "uint16"):
+        return None
+    return Palette.of(dataset.colormap(1), dtype)
+
+
+def _check_nodata(nodata: float | None, dtype: np.dtype[Any], path: str) -> None:
+    """Raise if no pixel can have the value that the user says means nodata."""
+    if nodata is None:
+        return
+    limits: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # a decimal of the least float32 may be a little less than it
+            possible = bool(np.isfinite(dtype.type(nodata))) or not math.isfinite(nodata)
+    else:
+        possible = limits.min <= nodata <= limits.max and nodata == int(nodata)
+    if not possible:
+        raise InvalidConfigError(
+            f"nodata must be a value that {path} can hold, {dtype} from {limits.min} to {limits.max}, got {nodata}. "
+            "Leave it out unless pixels without data have one value that the file does not declare (see gdalinfo)."
+        )
 
 
 def _check_blocks(dataset: Any, path: str) -> None:
@@ -310,28 +387,6 @@ def _blocks_to_check(dataset: Any) -> Iterator[tuple[int, int, int]]:
     num_blocks = bands * rows * cols
     for index in range(0, num_blocks, -(-num_blocks // _MAX_CHECKED_BLOCKS)):
         yield index // (rows * cols) + 1, index // cols % rows, index % cols
-
-
-def _resolution_m(grid: Grid, crs: CRS) -> float:
-    """Return the side of the square that covers as much ground as the centre pixel, NaN if unknown."""
-    wkt = crs.to_wkt()
-    ellipsoid = re.search(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",\s*([0-9.]+)', wkt)
-    if ellipsoid is None or not 6.3e6 < float(ellipsoid[1]) < 6.4e6:  # nothing known, or not the earth
-        return math.nan
-    t, col, row = grid.transform, grid.width / 2, grid.height / 2
-    y = t.d * col + t.e * row + t.f
-    side, radius_m = math.sqrt(abs(t.determinant)), float(ellipsoid[1])
-    if crs.is_geographic:
-        radians = crs.units_factor[1]
-        return side * radians * radius_m * math.sqrt(max(0.0, math.cos(y * radians)))
-    if not crs.is_projected:
-        return math.nan
-    unit_m = crs.linear_units_factor[1]
-    if re.search(r'(?:PROJECTION|METHOD)\["(?:Mercator|Popular)', wkt):  # ESRI:102100 has no EPSG code
-        # The cosine of the latitude, 1 / cosh(y / radius); PROJ would not return from absurd coordinates.
-        e = math.exp(-abs(y * unit_m / radius_m))
-        return side * unit_m * 2 * e / (1 + e * e)
-    return side * unit_m
 
 
 def read_overview(path: str | os.PathLike[str], *, longest_side: int) -> NDArray[np.uint8]:

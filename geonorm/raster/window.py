@@ -37,3 +37,8 @@ class Window:
         height = max(0, min(self.row_end, other.row_end) - row)
         width = max(0, min(self.col_end, other.col_end) - col)
         return Window(row, col, height, width)
+
+    def check_inside(self, height: int, width: int) -> None:
+        """Raise unless the window holds pixels and lies inside a raster of ``height`` x ``width``."""
+        if not (0 <= self.row < self.row_end <= height and 0 <= self.col < self.col_end <= width):
+            raise ValueError(f"{self} must hold pixels and lie inside the {height} x {width} raster")

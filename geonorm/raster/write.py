@@ -19,6 +19,7 @@ import rasterio.shutil
 import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint as ControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -84,8 +85,8 @@ class LabelWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # undone here if a step fails, else by __exit__
-            self._folder = stack.enter_context(_folder_beside(self.target))
-            with _failing_as(self.target):
+            self._folder = stack.enter_context(folder_beside(self.target))
+            with failing_as(self.target):
                 self._dataset = _create(
                     self._folder / "strips.tif",
                     (1, self.grid.height, self.grid.width),
@@ -96,6 +97,9 @@ class LabelWriter:
                     options={**_blocks(self._block_px), "compress": "deflate", "zlevel": 1},
                 )
                 stack.callback(self._dataset.close)
+                if self.grid.gcps:
+                    points = [ControlPoint(p.row, p.col, p.x, p.y, p.z) for p in self.grid.gcps]
+                    self._dataset.gcps = (points, self.grid.gcps_crs)
                 _describe(self._dataset, nodata=self._nodata, colors=self._class_colors, tags=self._tags)
             # One row of blocks: a block that is handed to GDAL whole is compressed once.
             self._pending = np.empty((self._block_px, self.grid.width), dtype=np.uint8)
@@ -132,7 +136,7 @@ class LabelWriter:
             if self._next_row != self.grid.height:
                 raise ValueError(f"only {self._next_row} of {self.grid.height} rows were written")
             strips, cog = self._folder / "strips.tif", self._folder / "cog.tif"
-            with _failing_as(self.target):
+            with failing_as(self.target):
                 self._dataset.close()
                 # GDAL's own driver reads block by block and builds the overviews on the disk; its bytes do
                 # not depend on the number of threads.
@@ -146,11 +150,11 @@ class LabelWriter:
                     bigtiff="if_safer",
                     num_threads="all_cpus",
                 )
-                _publish(cog, self.target)
+                publish(cog, self.target)
 
     def _write_pending(self, rows: int) -> None:
         area = rasterio.windows.Window(0, self._next_row - rows, self.grid.width, rows)
-        with _failing_as(self.target):
+        with failing_as(self.target):
             self._dataset.write(self._pending[:rows], 1, window=area)
 
 
@@ -191,12 +195,12 @@ def write_image(
     if len(bands) > 1:
         options["alpha"] = "unspecified"  # else GDAL tags the fourth band of 8 bits, near infrared, as alpha
     target = check_target(path, overwrite=True)
-    with _folder_beside(target) as folder, _failing_as(target):
+    with folder_beside(target) as folder, failing_as(target):
         made = folder / "image.tif"
         with _create(made, bands.shape, bands.dtype.name, crs=crs, transform=transform, options=options) as new:
             _describe(new, nodata=nodata, colors=colors or (), tags=tags or {})
             new.write(bands)
-        _publish(made, target)
+        publish(made, target)
 
 
 def check_target(
@@ -230,7 +234,7 @@ def check_target(
 
 
 @contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
+def folder_beside(target: Path) -> Iterator[Path]:
     """Make a folder beside the target, where renaming is atomic, and remove it at the end."""
     try:
         # A name holds 255 bytes and a character takes up to 4.
@@ -246,7 +250,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _failing_as(target: Path) -> Iterator[None]:
+def failing_as(target: Path) -> Iterator[None]:
     """Bound GDAL's cache, and turn its errors into one line about the target."""
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
@@ -290,7 +294,7 @@ def _describe(dataset: Any, *, nodata: float | None, colors: Sequence[Color], ta
     dataset.update_tags(**tags)
 
 
-def _publish(made: Path, target: Path) -> None:
+def publish(made: Path, target: Path) -> None:
     """Put a finished file in the place of the target; even a power cut leaves one or the other."""
     try:
         check_readable(made)  # GDAL may keep silent when the disk is full at the very end

@@ -19,7 +19,7 @@ from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.models import Rescale, TileGeometry, UNet, localize_norms, tile_geometry
-from geonorm.models.bitwise import predictor
+from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
 from geonorm.norms import NormFactory, SwitchableNorm, synchronize_norms

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from geonorm.raster.read import Pixels
+from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.raster.window import Window
+from geonorm.tiling.blending import Blend, blend_px, blend_weights, reach_of
 from geonorm.tiling.plan import Plan, Span
+from geonorm.tiling.supply import Patch, Read, View, chunk_of, patches
 
-Read = Callable[[Window], Pixels]
-"""Returns the pixels of a window that lies inside the raster."""
 Predict = Callable[[Tensor], Tensor]
-"""Maps raw band values ``(N, C, h, w)`` to logits ``(N, K, h', w')``."""
+"""Maps raw band values ``(N, C, h, w)``, of the raster's type or float32, to logits ``(N, K, h', w')``."""
+Finish = Callable[[Tensor], Tensor]
+"""Turns logits of cores ``(N, K, h, w)`` into what is kept of them, ``(N, ..., h, w)``."""
+Counts = Callable[[Window], NDArray[np.bool_]]
+"""Says which pixels of a window are wanted, ``(rows, cols)``."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,26 @@ class Strip:
     row: int
     """First row."""
     output: Tensor
-    """What was asked for: labels ``(rows, W)`` or logits ``(K, rows, W)``."""
-    valid: np.ndarray
+    """What was asked for: labels ``(rows, W)`` or logits ``(K, rows, W)``; 0 in cores without a pixel of data."""
+    valid: NDArray[np.bool_]
     """True where the raster has data, shape ``(rows, W)``, bool."""
 
     @property
     def rows(self) -> int:
         """How many rows the strip has."""
         return self.output.shape[-2]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Finished pixels of a strip: all of it, or some columns."""
+
+    patch: Patch
+    """Which pixels."""
+    outputs: Mapping[str, Tensor]
+    """By name what was asked for, each ``(..., rows, cols)``; empty where no pixel counts."""
+    valid: NDArray[np.bool_]
+    """True where the raster has data that is wanted, shape ``(rows, cols)``, bool."""
 
 
 def labels_of(logits: Tensor) -> Tensor:
@@ -49,7 +66,7 @@ def predict_strips(
     plan: Plan,
     *,
     fill: Tensor,
-    finish: Callable[[Tensor], Tensor] = labels_of,
+    finish: Finish = labels_of,
     batch_size: int = 1,
     skip: Container[int] = (),
     on_tiles: Callable[[int], None] = lambda tiles: None,
@@ -66,34 +83,229 @@ def predict_strips(
         skip: First rows of strips to leave out: every strip is computed by itself, whatever came before.
         on_tiles: Called with the number of tiles done since the last call.
     """
-    rows, cols = plan.axes
-    for row in rows.spans():
-        if row.core_start in skip:
-            continue
-        band = _read_rows(read, plan, row, fill)
-        output: Tensor | None = None
-        spans = cols.spans()
-        while batch := list(islice(spans, batch_size)):
-            tiles = torch.stack([band.columns(span) for span in batch])
-            logits = predict(tiles)
-            for span, tile in zip(batch, logits, strict=True):
-                core = finish(_core(tile[None], row, span, plan.network.margin_px))[0].cpu()
-                if output is None:
-                    output = core.new_empty((*core.shape[:-1], plan.width))
-                output[..., span.core_start : span.core_stop] = core
-            on_tiles(len(batch))
-        assert output is not None  # a raster has at least one column
-        yield Strip(row.core_start, output, band.valid)
+    network = Halving(predict, batch_size)
+    strips = [strip for strip, row in enumerate(plan.axes[0].spans()) if row.core_start not in skip]
+    shape: tuple[Sequence[int], torch.dtype] | None = None
+    for patch in patches(plan, strips):
+        view = view_of(read, plan, patch.row, patch.cols, fill=fill)
+        panel = predict_panel(patch, view, network, plan, finish={"": finish}, on_tiles=on_tiles)
+        if panel.outputs:
+            output = panel.outputs[""]
+            shape = output.shape[:-2], output.dtype
+        else:
+            shape = shape or _shape_of(predict, plan, fill, finish)
+            output = torch.zeros((*shape[0], *panel.valid.shape), dtype=shape[1])
+        yield Strip(patch.row.core_start, output, panel.valid)
 
 
-def predict_whole(
-    read: Read,
-    predict: Predict,
+def predict_panel(
+    patch: Patch,
+    view: View,
+    network: Halving,
     plan: Plan,
     *,
-    fill: Tensor,
-    finish: Callable[[Tensor], Tensor] = labels_of,
-) -> Strip:
+    finish: Mapping[str, Finish],
+    counts: Counts | None = None,
+    on_tiles: Callable[[int], None] = lambda tiles: None,
+) -> Panel:
+    """Return the cores of a patch. Those without a pixel that counts do not go through the network.
+
+    Args:
+        patch: Which cores.
+        view: The pixels around them.
+        network: The network, with its batch size.
+        plan: Where the tiles lie.
+        finish: By name, what to keep of the logits.
+        counts: Which pixels are wanted, all where None.
+        on_tiles: Called with the number of tiles done since the last call.
+    """
+    window, outputs = patch.core, dict[str, Tensor]()
+    valid = view.valid(window)
+    if counts is not None:
+        valid &= counts(window)
+    wanted = [span for span in patch.cols if valid[:, _within(window, span)].any()]
+    if len(wanted) < len(patch.cols):
+        on_tiles(len(patch.cols) - len(wanted))
+
+    def put(batch: Sequence[Span], kept: Sequence[Mapping[str, Tensor]]) -> None:
+        for span, one in zip(batch, kept, strict=True):
+            for name, core in one.items():
+                if name not in outputs:
+                    outputs[name] = torch.zeros((*core.shape[:-2], window.height, window.width), dtype=core.dtype)
+                outputs[name][..., _within(window, span)] = core.cpu()
+        on_tiles(len(batch))
+
+    # One batch behind, so that a GPU computes the next while this one is fetched.
+    waiting: tuple[Sequence[Span], list[dict[str, Tensor]]] | None = None
+    for batch, logits in network.answers(view, patch.row, wanted):
+        kept = []
+        for span, tile in zip(batch, logits, strict=True):
+            core = _core(tile[None], patch.row, span, plan.network.margin_px)
+            kept.append({name: keep(core)[0] for name, keep in finish.items()})
+        if waiting is not None:
+            put(*waiting)
+        waiting = batch, kept
+    if waiting is not None:
+        put(*waiting)
+    return Panel(patch, outputs, valid)
+
+
+class Blended:
+    """Panels whose logits are the weighted mean of all tiles that see a pixel.
+
+    A strip needs the rows of tiles above and below it, too. Asked for neighbours in turn, it computes each row once.
+    """
+
+    def __init__(
+        self,
+        network: Halving,
+        plan: Plan,
+        *,
+        blend: Blend,
+        finish: Mapping[str, Finish],
+        counts: Counts | None = None,
+        on_tiles: Callable[[int], None] = lambda tiles: None,
+    ) -> None:
+        """Take the network and the plan; see `predict_panel`."""
+        self._network = network
+        self._plan = plan
+        self._finish = finish
+        self._counts = counts
+        self._on_tiles = on_tiles
+        self._reach_px = blend_px(plan) if blend != "none" else 0
+        self._weights = blend_weights(blend, plan.core_px, self._reach_px)
+        self._rows: dict[int, _BlendedRow | None] = {}
+
+    def around(self, strip: int) -> range:
+        """Return the rows of tiles that a strip needs."""
+        return range(max(0, strip - 1), min(self._plan.axes[0].num_cores, strip + 2))
+
+    def add(self, patch: Patch, view: View) -> None:
+        """Compute a row of tiles, over the raster's whole width; those of more than one strip before are forgotten."""
+        self._rows = {strip: row for strip, row in self._rows.items() if strip >= patch.strip - 2}
+        if patch.strip not in self._rows:
+            self._rows[patch.strip] = self._row(patch, view)
+
+    def __contains__(self, strip: int) -> bool:
+        return strip in self._rows
+
+    def panel(self, patch: Patch, view: View) -> Panel:
+        """Return a strip; the rows of tiles `around` it must have been added."""
+        window, outputs = patch.core, dict[str, Tensor]()
+        valid = view.valid(window)
+        if self._counts is not None:
+            valid &= self._counts(window)
+        if not valid.any():
+            return Panel(patch, outputs, valid)
+        rows = [self._rows[strip] for strip in self.around(patch.strip)]
+        for span in patch.cols:  # a few columns at a time: what is made of the logits takes memory as well
+            cols = _within(window, span)
+            if not valid[:, cols].any():
+                continue
+            total, weight = None, torch.zeros(window.height)
+            for row in rows:
+                if row is None:
+                    continue
+                here, there = row.overlap(window)
+                if here.stop <= here.start:
+                    continue
+                part = row.logits[:, there, cols] * row.weights[there, None]
+                total = torch.zeros((len(part), window.height, part.shape[-1])) if total is None else total
+                total[:, here] += part
+                weight[here] += row.weights[there]
+            assert total is not None  # the strip's own row has every column in which it has data
+            logits = (total / weight[:, None])[None]
+            for name, keep in self._finish.items():
+                core = keep(logits)[0]
+                if name not in outputs:
+                    outputs[name] = torch.zeros((*core.shape[:-2], window.height, window.width), dtype=core.dtype)
+                outputs[name][..., cols] = core
+        return Panel(patch, outputs, valid)
+
+    def _row(self, patch: Patch, view: View) -> _BlendedRow | None:
+        """Return the logits of a row of tiles, their mean where two overlap."""
+        plan, (rows, cols) = self._plan, self._plan.axes
+        top, bottom, first = reach_of(patch.row, rows, self._reach_px)
+        total: Tensor | None = None
+        weight = torch.zeros(plan.width)
+        for batch, logits in self._network.answers(view, patch.row, patch.cols):
+            for span, tile in zip(batch, logits, strict=True):
+                left, right, begin = reach_of(span, cols, self._reach_px)
+                part = _cut(
+                    tile, patch.row, span, plan.network.margin_px, Window(top, left, bottom - top, right - left)
+                )
+                weights = self._weights[begin : begin + right - left]
+                if total is None:
+                    total = torch.zeros((len(part), bottom - top, plan.width))
+                total[..., left:right] += part.cpu().to(torch.float32) * weights
+                weight[left:right] += weights
+            self._on_tiles(len(batch))
+        if total is None:
+            return None
+        return _BlendedRow(top, total.div_(weight), self._weights[first : first + bottom - top])
+
+
+@dataclass(frozen=True)
+class _BlendedRow:
+    """What one row of tiles says."""
+
+    top: int
+    """Its first row of pixels."""
+    logits: Tensor
+    """``(K, rows, W)``, float32."""
+    weights: Tensor
+    """How much each of its rows counts, ``(rows,)``."""
+
+    def overlap(self, window: Window) -> tuple[slice, slice]:
+        """Return the rows that it shares with a window: in the window, and in itself."""
+        top, bottom = max(self.top, window.row), min(self.top + len(self.weights), window.row_end)
+        return slice(top - window.row, bottom - window.row), slice(top - self.top, bottom - self.top)
+
+
+class Halving:
+    """A network with its batch size, which halves when the device's memory is full."""
+
+    def __init__(self, predict: Predict, batch_size: int) -> None:
+        """Take a network, and how many tiles it gets at a time."""
+        self.predict = predict
+        self.batch_size = batch_size
+
+    def answers(self, view: View, row: Span, cols: Sequence[Span]) -> Iterator[tuple[Sequence[Span], Tensor]]:
+        """Yield the logits of some cores of a row, batch by batch.
+
+        Raises:
+            InvalidConfigError: Not even one tile fits into the device's memory.
+        """
+        start = 0
+        while start < len(cols):
+            batch = cols[start : start + self.batch_size]
+            try:
+                logits = self.predict(view.tiles(row, batch))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(error, row.read_px)
+                continue
+            yield batch, logits
+            start += len(batch)
+
+    def _halve(self, error: RuntimeError, read_px: int) -> None:
+        if self.batch_size == 1:
+            raise InvalidConfigError(
+                f"one tile of {read_px} px does not fit into the memory of the device. "
+                "Take a smaller core_px or halo, or --precision bf16-mixed."
+            ) from error
+        self.batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"The memory of the device is full: going on with a batch size of {self.batch_size}.",
+            GeonormWarning,
+            stacklevel=4,
+        )
+
+
+def predict_whole(read: Read, predict: Predict, plan: Plan, *, fill: Tensor, finish: Finish = labels_of) -> Strip:
     """Return the whole-image pass: the extended raster through the network at once, as one strip."""
     window = plan.whole()
     row = Span(0, plan.height, window.row, window.height)
@@ -103,73 +315,43 @@ def predict_whole(
 
 
 def predict_tile(
-    read: Read,
-    predict: Predict,
-    plan: Plan,
-    row: Span,
-    col: Span,
-    *,
-    fill: Tensor,
-    finish: Callable[[Tensor], Tensor] = labels_of,
+    read: Read, predict: Predict, plan: Plan, row: Span, col: Span, *, fill: Tensor, finish: Finish = labels_of
 ) -> Tensor:
     """Return one core of the raster, ``(..., rows, cols)``."""
-    band = _read_rows(read, plan, row, fill)
-    return finish(_core(predict(band.columns(col)[None]), row, col, plan.network.margin_px))[0].cpu()
+    logits = predict(view_of(read, plan, row, [col], fill=fill).tiles(row, [col]))
+    return finish(_core(logits, row, col, plan.network.margin_px))[0].cpu()
 
 
-def reflect(start: int, length: int, size: int) -> np.ndarray:
-    """Return the positions inside an axis that ``start .. start + length`` show, reflected at both ends.
-
-    The end pixel is not repeated: beyond 0, 1, 2 comes 1, 0, 1, 2, as often as needed. An axis of one pixel
-    repeats it.
-
-    Example:
-        >>> reflect(-2, 7, 3).tolist()
-        [2, 1, 0, 1, 2, 1, 0]
-    """
-    if size == 1:
-        return np.zeros(length, dtype=np.intp)
-    period = 2 * (size - 1)
-    positions = np.arange(start, start + length) % period
-    return np.minimum(positions, period - positions)
+def view_of(read: Read, plan: Plan, row: Span, cols: Sequence[Span], *, fill: Tensor) -> View:
+    """Return the pixels that some cores need, read at once."""
+    window = Patch(0, row, tuple(cols), is_last=True).reads(plan)
+    chunk = chunk_of(window, pixels := read(window))
+    return View([chunk], plan, fill, pixels.values.dtype)
 
 
-@dataclass(frozen=True)
-class _Band:
-    """The rows that one row of cores reads, over the raster's whole width."""
-
-    values: np.ndarray
-    """Raw band values ``(C, rows, W)``."""
-    filled: np.ndarray | None
-    """True where a value is made up, ``(C, rows, W)``; None where none is."""
-    fill: Tensor
-    valid: np.ndarray
-    """Of the rows of the core alone."""
-
-    def columns(self, span: Span) -> Tensor:
-        """Return the tile of one core, ``(C, rows, read_px)``, float32."""
-        cols = reflect(span.read_start, span.read_px, self.values.shape[-1])
-        with np.errstate(over="ignore"):  # a nodata value of float64 may be too large; it is filled below
-            tile = torch.from_numpy(self.values[..., cols].astype(np.float32, copy=False))
-        if self.filled is not None:
-            tile = torch.where(torch.from_numpy(self.filled[..., cols]), self.fill[:, None, None], tile)
-        return tile
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On the CPU it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _read_rows(read: Read, plan: Plan, row: Span, fill: Tensor) -> _Band:
-    rows = reflect(row.read_start, row.read_px, plan.height)
-    first, last = int(rows.min()), int(rows.max())
-    pixels = read(Window(first, 0, last - first + 1, plan.width))
-    values = pixels.values[:, rows - first]
-    filled = None
-    if not pixels.valid.all() or not pixels.value_valid.all():
-        filled = ~(pixels.value_valid & pixels.valid)[:, rows - first]
-    valid = pixels.valid[row.core_start - first : row.core_stop - first]
-    return _Band(values, filled, fill.to(torch.float32), valid)
+def _shape_of(predict: Predict, plan: Plan, fill: Tensor, finish: Finish) -> tuple[Sequence[int], torch.dtype]:
+    """Return what precedes rows and columns in the shape of an output, and its type: learnt from an empty tile."""
+    side_px = plan.network.side_px(2 * plan.network.margin_px + 1)
+    output = finish(predict(fill.to(torch.float32)[None, :, None, None].expand(-1, -1, side_px, side_px)))
+    return output.shape[1:-2], output.dtype
+
+
+def _within(window: Window, span: Span) -> slice:
+    return slice(span.core_start - window.col, span.core_stop - window.col)
 
 
 def _core(logits: Tensor, row: Span, col: Span, margin_px: int) -> Tensor:
     """Return the core's part of the logits of one read."""
-    top, left = (span.core_start - span.read_start - margin_px for span in (row, col))
     height, width = (span.core_stop - span.core_start for span in (row, col))
-    return logits[..., top : top + height, left : left + width]
+    return _cut(logits, row, col, margin_px, Window(row.core_start, col.core_start, height, width))
+
+
+def _cut(logits: Tensor, row: Span, col: Span, margin_px: int, window: Window) -> Tensor:
+    """Return the part of the logits of one read that lies in a window of the raster."""
+    top, left = window.row - row.read_start - margin_px, window.col - col.read_start - margin_px
+    return logits[..., top : top + window.height, left : left + window.width]

@@ -36,11 +36,13 @@ UNBOUNDED = replace(EXACT, halo_px=None, core_halo_px=None, unbounded=("body.3 (
 
 def above_the_mean_of_41_px(tiles: Tensor) -> Tensor:
     """Label by the mean around each pixel: 20 px far."""
+    tiles = tiles.float()
     return torch.cat([torch.full_like(tiles, 127.5), avg_pool2d(tiles, 41, 1, 20)], dim=1)
 
 
 def above_the_mean_of_all(tiles: Tensor) -> Tensor:
     """Label by the mean of all there is to see."""
+    tiles = tiles.float()
     return torch.cat([tiles.mean((2, 3), keepdim=True).expand_as(tiles), avg_pool2d(tiles, 9, 1, 4)], dim=1)
 
 

@@ -23,7 +23,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.halo import Halo
 from geonorm.inference.predict import Job, as_trained, prepare
 from geonorm.models import Rescale, TileGeometry, UNet, tile_geometry
-from geonorm.models.bitwise import predictor
+from geonorm.models.predictor import predictor
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NormFactory, SwitchableNorm
 from geonorm.raster.read import open_raster

@@ -490,9 +490,10 @@ def test_a_damaged_raster_is_one_line_and_leaves_nothing(real_data: Path, target
 @pytest.mark.parametrize("name", VALID)
 def test_an_awkward_raster_of_too_few_bands_is_one_line(real_data: Path, target: Path, name: str) -> None:
     path = real_data / "odd-geotiff" / name
+    most = 4 if name.startswith("palette") else shape_of(path)[0]  # red, green, blue and alpha of a palette
 
     with pytest.raises(RasterError, match=r"has \d band\(s\)") as caught:
-        predict_raster(unet(bands=shape_of(path)[0] + 1, width=2), path, target)
+        predict_raster(unet(bands=most + 1, width=2), path, target)
 
     assert "\n" not in str(caught.value)
     assert not list(target.parent.iterdir())

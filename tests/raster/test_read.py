@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.control
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,13 +23,12 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from geonorm.errors import InvalidConfigError, RasterError
-from geonorm.raster.read import Grid, Pixels, check_readable, open_raster
+from geonorm.raster.grid import Grid, GroundControlPoint
+from geonorm.raster.read import Pixels, RasterSource, check_readable, open_raster
 from geonorm.raster.window import Window
+from tests.raster.drawn import HEIGHT, PLACE, UTM, WIDTH, blob, draw, noise
 
-HEIGHT, WIDTH = 60, 90
 WHOLE = Window(0, 0, HEIGHT, WIDTH)
-UTM = CRS.from_epsg(32633)
-PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 
 DAMAGED = [
     "corrupt-from-rasterio.tif",
@@ -65,43 +66,6 @@ VALID = [
     "uint16-rgb-undefined-interp.tif",
     "uint8-20x20-smaller-than-a-patch.tif",
 ]
-
-
-def draw(
-    path: Path,
-    values: NDArray[Any],
-    *,
-    alpha_band: int | None = None,
-    mask: NDArray[np.bool_] | None = None,
-    tags: dict[str, str] | None = None,
-    **options: Any,
-) -> Path:
-    """Write a raster with rasterio alone; the file's own mask follows ``GDAL_TIFF_INTERNAL_MASK``."""
-    count, height, width = values.shape
-    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
-    with rasterio.open(
-        path, "w", driver="GTiff", crs=UTM, transform=PLACE, photometric="minisblack", **shape, **options
-    ) as dataset:
-        if alpha_band is not None:
-            tagged = {alpha_band: ColorInterp.alpha}
-            dataset.colorinterp = [tagged.get(band, ColorInterp.undefined) for band in range(1, count + 1)]
-        dataset.update_tags(**(tags or {}))
-        dataset.write(values)
-        if mask is not None:
-            dataset.write_mask(mask)
-    return path
-
-
-def noise(*shape: int, low: int = 1, high: int = 256, dtype: str = "uint8") -> NDArray[Any]:
-    """Return random values, none of which is 0 unless ``low`` says so."""
-    return np.random.default_rng(0).integers(low, high, shape).astype(dtype)
-
-
-def blob() -> NDArray[np.bool_]:
-    """Return a mask (H, W) with a hole that touches no border."""
-    valid = np.ones((HEIGHT, WIDTH), dtype=bool)
-    valid[10:25, 40:80] = False
-    return valid
 
 
 def read(path: Path, window: Window = WHOLE, **options: Any) -> Pixels:
@@ -289,95 +253,6 @@ def test_a_nodata_rule_that_does_not_exist_is_refused(plain: Path) -> None:
 # Grids
 
 
-@pytest.mark.parametrize(
-    ("crs", "transform", "expected"),
-    [
-        ("EPSG:32633", Affine(0.3, 0, 4e5, 0, -0.3, 5e6), 0.3),
-        ("EPSG:32633", Affine(0.3, 0, 4e5, 0, 0.3, 5e6), 0.3),
-        ("EPSG:32633", Affine(0.0, 0.3, 4e5, 0.3, 0.0, 5e6), 0.3),
-        ("EPSG:32633", Affine(2.0, 0, 4e5, 0, -8.0, 5e6), 4.0),
-        ("EPSG:25832+7837", Affine(0.2, 0, 4e5, 0, -0.2, 5e6), 0.2),
-        ("EPSG:2263", Affine(0.5, 0, 9e5, 0, -0.5, 2e5), 0.5 * 1200 / 3937),  # US survey feet
-        ("EPSG:3857", Affine(1.0, 0, 0, 0, -1.0, 30), 1.0),
-        ("EPSG:3857", Affine(1.0, 0, 0, 0, -1.0, 8399737.9), math.cos(math.radians(60))),
-        ("ESRI:102100", Affine(1.0, 0, 0, 0, -1.0, 8399737.9), math.cos(math.radians(60))),
-        ("EPSG:3395", Affine(1.0, 0, 0, 0, -1.0, 8362698.6), 0.5013),  # cos(60) / sqrt(1 - (e sin(60))^2)
-        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 0.0), 1.11319),
-        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 60.0), 1.11319 * math.sqrt(0.5)),
-        ("EPSG:4326", Affine(1e-5, 0, 10, 0, 1e-5, 60.0), 1.11319 * math.sqrt(0.5)),
-        ("IAU_2015:49910", Affine(5.0, 0, 0, 0, -5.0, 0), None),  # Mars
-        ("EPSG:32633", Affine.identity(), None),
-        ("EPSG:4978", Affine(5.0, 0, 0, 0, -5.0, 0), None),
-        (None, Affine(5.0, 0, 0, 0, -5.0, 0), None),
-    ],
-)
-def test_the_resolution_is_the_size_of_a_pixel_on_the_ground(
-    crs: str | None, transform: Affine, expected: float | None
-) -> None:
-    grid = Grid(HEIGHT, WIDTH, CRS.from_user_input(crs) if crs else None, transform)
-
-    assert grid.resolution_m == (None if expected is None else pytest.approx(expected, rel=4e-3))
-
-
-placed = st.builds(
-    # An origin on a corner or on the centre of a pixel, in a grid turned by quarters, either way up.
-    lambda side, col, row, half, turn, flip: (
-        Affine.rotation(turn) @ Affine.scale(side, flip * side) @ Affine.translation(col + half, row + half)
-    ),
-    side=st.sampled_from([0.0746, 0.15, 0.3, 1.0, 1 / 3, 10.0, 1e-5]),
-    col=st.integers(-(10**7), 10**7),
-    row=st.integers(-(10**7), 10**7),
-    half=st.sampled_from([0.0, 0.5]),
-    turn=st.sampled_from([0.0, 90.0, 180.0, 30.0, -76.3]),
-    flip=st.sampled_from([1, -1]),
-)
-
-
-@given(transform=placed, row=st.integers(0, 10**5), col=st.integers(0, 10**5))
-def test_crops_agree_on_the_index_of_a_pixel(transform: Affine, row: int, col: int) -> None:
-    whole = Grid(HEIGHT, WIDTH, UTM, transform)
-    crop = Grid(HEIGHT, WIDTH, UTM, transform @ Affine.translation(col, row))
-
-    rows, cols = whole.first_index
-    assert crop.first_index == (rows + row, cols + col)
-
-
-@pytest.mark.parametrize(
-    ("transform", "expected"),
-    [
-        (Affine(0.3, 0, 3.0, 0, -0.3, 6.0), (-20, 10)),
-        (Affine(0.3, 0, 3.0, 0, 0.3, 6.0), (20, 10)),
-        (Affine(0.3, 0, -3.0, 0, -0.3, -6.0), (20, -10)),
-        (Affine(0.3, 0, 3.15, 0, -0.3, 6.0), (-20, 11)),  # half a pixel counts as a whole one
-        (Affine(0.3, 0, 3.09, 0, -0.3, 6.0), (-20, 10)),
-        (Affine(0.0, 0.3, 3.0, 0.3, 0.0, 6.0), (10, 20)),  # rows run along x
-        (Affine.identity(), (0, 0)),
-    ],
-)
-def test_the_first_index_counts_pixels_from_the_origin_of_the_crs(transform: Affine, expected: tuple[int, int]) -> None:
-    assert Grid(HEIGHT, WIDTH, UTM, transform).first_index == expected
-
-
-@pytest.mark.parametrize("crs", [None, "EPSG:32633", "EPSG:3857", "EPSG:4326"])
-@pytest.mark.parametrize(
-    "numbers",
-    [
-        (0, 0, 1, 0, 0, 1),
-        (1, 1, 0, 1, 1, 0),
-        (1e300, 0, 1e308, 0, 1e300, 1e308),
-        (1e-160, 0, 1e200, 0, 1e-160, 1e200),
-        (1e-300, 0, 5, 0, 1e-300, 5),
-        (math.nan, 0, 0, 0, 1, 0),
-        (1, 0, math.inf, 0, 1, 0),
-    ],
-)
-def test_an_absurd_transform_stops_nothing(crs: str | None, numbers: tuple[float, ...]) -> None:
-    grid = Grid(HEIGHT, WIDTH, CRS.from_user_input(crs) if crs else None, Affine(*numbers))
-
-    assert grid.first_index == (0, 0)
-    assert grid.resolution_m is None or math.isfinite(grid.resolution_m)
-
-
 def test_a_raster_without_a_transform_opens_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "map.ppm").write_bytes(b"P6 90 60 255\n" + noise(HEIGHT, WIDTH, 3).tobytes())
 
@@ -385,6 +260,212 @@ def test_a_raster_without_a_transform_opens_without_a_word(tmp_path: Path) -> No
         assert reader.grid == Grid(HEIGHT, WIDTH, None, Affine.identity())
         assert not reader.grid.has_transform
         assert reader.read(WHOLE).valid.all()
+
+
+def test_ground_control_points_come_with_their_crs_and_place_no_pixel(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    numbers, crs = [(0, 0.5, 10.25, 50.5, 7.0), (60, 90, 11, 49, 0)], CRS.from_epsg(4326)
+    points = [rasterio.control.GroundControlPoint(*number) for number in numbers]
+    path = draw(tmp_path / "gcps.tif", image, crs=crs, transform=None, gcps=points)
+
+    with open_raster(path) as reader:
+        expected = tuple(GroundControlPoint(*number) for number in numbers)
+        assert reader.grid == Grid(HEIGHT, WIDTH, None, Affine.identity(), expected, crs)
+        assert reader.resolution is None
+        np.testing.assert_array_equal(reader.read(WHOLE).values, image)
+
+
+# A nodata value that the user declares
+
+
+@pytest.mark.parametrize("rule", ["all", "any"])
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 2), ("int16", 2.0), ("float32", 2), ("float64", 2.0)])
+def test_a_declared_nodata_value_counts_as_one_that_the_file_declares(
+    tmp_path: Path, dtype: str, nodata: float, rule: Literal["all", "any"]
+) -> None:
+    values = noise(3, HEIGHT, WIDTH, low=0, high=3, dtype=dtype)
+    silent, speaking = draw(tmp_path / "a.tif", values), draw(tmp_path / "b.tif", values, nodata=nodata)
+
+    pixels, expected = read(silent, nodata=nodata, nodata_rule=rule), read(speaking, nodata_rule=rule)
+
+    np.testing.assert_array_equal(pixels.values, values)
+    np.testing.assert_array_equal(pixels.value_valid, values != 2)
+    np.testing.assert_array_equal(pixels.valid, expected.valid)
+
+
+def test_a_declared_nodata_value_adds_to_that_of_the_file_and_to_its_alpha_band(tmp_path: Path) -> None:
+    values = noise(4, HEIGHT, WIDTH, low=0, high=4)
+    path = draw(tmp_path / "rgba.tif", values, alpha_band=4, nodata=3)
+
+    pixels = read(path, bands=(2, 1), nodata=2)
+
+    np.testing.assert_array_equal(pixels.value_valid, (values[[1, 0]] < 2) & (values[3] != 0))
+
+
+@pytest.mark.parametrize("nodata", [0.1, -3.4028235e38, -3.40282346638528859812e38])
+def test_a_decimal_that_float32_rounds_is_found(tmp_path: Path, nodata: float) -> None:
+    values = noise(1, HEIGHT, WIDTH, dtype="float32")
+    values[0, 5, 7] = np.float32(nodata)
+
+    valid = read(draw(tmp_path / "float.tif", values), nodata=nodata).valid
+
+    assert not valid[5, 7]
+    assert valid.sum() == HEIGHT * WIDTH - 1
+
+
+@pytest.mark.parametrize("nodata", [math.nan, math.inf])
+def test_nan_may_be_declared_for_decimals(tmp_path: Path, nodata: float) -> None:
+    values = noise(1, HEIGHT, WIDTH, dtype="float32")
+    values[0, 5, 7] = nodata
+
+    assert read(draw(tmp_path / "float.tif", values), nodata=nodata).valid.sum() == HEIGHT * WIDTH - 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [
+        ("uint8", 256),
+        ("uint8", -1),
+        ("uint8", 0.5),
+        ("uint8", math.nan),
+        ("uint8", math.inf),
+        ("int16", 40_000),
+        ("float32", 1e39),
+    ],
+)
+def test_a_nodata_value_that_no_pixel_can_have_is_refused(tmp_path: Path, dtype: str, nodata: float) -> None:
+    path = draw(tmp_path / "typed.tif", noise(1, HEIGHT, WIDTH, high=100, dtype=dtype))
+
+    with pytest.raises(InvalidConfigError, match=f"can hold, {dtype} from .* got {re.escape(str(nodata))}") as caught:
+        open_raster(path, nodata=nodata)
+
+    assert_one_clear_line(caught.value, path)
+
+
+# Palettes
+
+
+def draw_palette(path: Path, values: NDArray[Any], colors: NDArray[np.uint8], **options: Any) -> Path:
+    """Write one band with a colour table; ``colors`` (values, 4)."""
+    draw(path, values, **options)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = [ColorInterp.palette]
+        dataset.write_colormap(1, {value: tuple(color.tolist()) for value, color in enumerate(colors)})
+    return path
+
+
+@pytest.mark.parametrize("bands", [range(1, 4), (1, 2, 3, 4), (2,), (3, 1), (4, 2, 2)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_palette_gives_the_colours_of_its_values(tmp_path: Path, dtype: str, bands: Sequence[int]) -> None:
+    colors = noise(256, 4)
+    colors[:, 3] = 255  # what a TIFF says of the others
+    values = noise(1, HEIGHT, WIDTH, low=0, dtype=dtype)
+    path = draw_palette(tmp_path / "palette.tif", values, colors)
+
+    with open_raster(path, bands=bands) as reader:
+        pixels = reader.read(Window(5, 7, 30, 40))
+
+    assert (reader.dtype.name, reader.count, reader.bands) == ("uint8", 4, tuple(bands))
+    assert pixels.values.dtype == np.uint8
+    expected = np.stack([colors[values[0, 5:35, 7:47], band - 1] for band in bands])
+    np.testing.assert_array_equal(pixels.values, expected)
+    assert pixels.valid.all()
+    assert pixels.value_valid.shape == pixels.values.shape
+
+
+@pytest.mark.parametrize("bands", [None, [1], [1, 1]])
+def test_a_palette_of_which_one_band_is_asked_for_gives_its_values(tmp_path: Path, bands: Sequence[int] | None) -> None:
+    values = noise(1, HEIGHT, WIDTH, low=0)
+    path = draw_palette(tmp_path / "palette.tif", values, noise(256, 4))
+
+    with open_raster(path, bands=bands) as reader:
+        np.testing.assert_array_equal(reader.read(WHOLE).values, np.repeat(values, len(reader.bands), axis=0))
+        assert reader.count == 1
+
+
+@pytest.mark.parametrize("rule", ["all", "any"])
+def test_what_is_nodata_in_a_palette_has_no_colour(tmp_path: Path, rule: Literal["all", "any"]) -> None:
+    values = noise(1, HEIGHT, WIDTH, low=0, high=9)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = draw_palette(tmp_path / "palette.tif", values, noise(256, 4), nodata=3)
+        masked = draw_palette(tmp_path / "masked.tif", values, noise(256, 4), mask=blob())
+
+    pixels = read(path, bands=range(1, 4), nodata_rule=rule, nodata=5)
+
+    expected = (values[0] != 3) & (values[0] != 5)
+    np.testing.assert_array_equal(pixels.valid, expected)
+    np.testing.assert_array_equal(pixels.value_valid, np.stack([expected] * 3))
+    np.testing.assert_array_equal(read(masked, bands=range(1, 4), nodata_rule=rule).valid, blob())
+
+
+def test_a_transparent_colour_is_invalid_unless_alpha_is_read(tmp_path: Path) -> None:
+    values = noise(1, HEIGHT, WIDTH, low=0, high=9)
+    draw(tmp_path / "values.tif", values)
+    colors = noise(9, 4)
+    colors[4, 3] = 0
+    entries = "".join("<Entry c1='{}' c2='{}' c3='{}' c4='{}'/>".format(*color) for color in colors.tolist())
+    path = tmp_path / "palette.vrt"
+    path.write_text(
+        "<VRTDataset rasterXSize='90' rasterYSize='60'><GeoTransform>1, 2, 0, 3, 0, -2</GeoTransform>"
+        "<VRTRasterBand dataType='Byte' band='1'><ColorInterp>Palette</ColorInterp>"
+        f"<ColorTable>{entries}</ColorTable><SimpleSource><SourceFilename relativeToVRT='1'>values.tif"
+        "</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+
+    np.testing.assert_array_equal(read(path, bands=range(1, 4)).valid, values[0] != 4)
+    assert read(path, bands=range(1, 5)).valid.all()
+    np.testing.assert_array_equal(read(path, bands=[4]).values[0], colors[values[0], 3])
+
+
+@pytest.mark.parametrize("bands", [(1, 5), (0, 2)])
+def test_a_palette_has_four_bands(tmp_path: Path, bands: Sequence[int]) -> None:
+    path = draw_palette(tmp_path / "palette.tif", noise(1, HEIGHT, WIDTH), noise(256, 4))
+
+    with pytest.raises(RasterError, match=re.escape(f"has 4 band(s), but bands {list(bands)}")):
+        open_raster(path, bands=bands)
+
+
+def test_one_band_without_a_palette_has_no_colours(tmp_path: Path) -> None:
+    path = draw(tmp_path / "grey.tif", noise(1, HEIGHT, WIDTH))
+
+    with pytest.raises(RasterError, match=re.escape("has 1 band(s), but bands [1, 2, 3]")):
+        open_raster(path, bands=range(1, 4))
+
+
+# Another reader of the same file
+
+
+def test_a_reader_opens_another_that_reads_the_same_even_when_it_is_closed(tmp_path: Path) -> None:
+    values = noise(3, HEIGHT, WIDTH, low=0, high=4)
+    path = draw(tmp_path / "again.tif", values)
+    with open_raster(path, bands=(3, 1, 3), nodata_rule="any", nodata=2) as reader:
+        expected = reader.read(WHOLE)
+
+    with reader.reopen() as again:
+        pixels = again.read(WHOLE)
+
+    np.testing.assert_array_equal(pixels.values, values[[2, 0, 2]])
+    np.testing.assert_array_equal(pixels.value_valid, expected.value_valid)
+    np.testing.assert_array_equal(pixels.valid, (values[[2, 0]] != 2).all(axis=0))
+
+
+def test_readers_of_their_own_read_in_threads_what_one_reads(tmp_path: Path) -> None:
+    values = noise(3, 256, 256)
+    path = draw(tmp_path / "tiles.tif", values, tiled=True, blockxsize=16, blockysize=16, compress="deflate")
+
+    def copy(reader: RasterSource) -> NDArray[Any]:
+        with reader:
+            return np.concatenate([reader.read(Window(row, 0, 8, 256)).values for row in range(0, 256, 8)], axis=1)
+
+    with open_raster(path) as reader, ThreadPoolExecutor(4) as threads:
+        copies = list(threads.map(copy, [reader.reopen() for _ in range(4)]))
+
+    for found in copies:
+        np.testing.assert_array_equal(found, values)
+
+
+def test_a_file_may_hold_data_anywhere(plain: Path) -> None:
+    with open_raster(plain) as reader:
+        assert reader.holds_data(Window(0, 0, 1, 1))
 
 
 # Errors
@@ -555,7 +636,9 @@ def test_an_awkward_raster_reads_as_plain_rasterio_reads_it(real_data: Path, nam
     with rasterio.open(path) as dataset:
         values, masks = dataset.read(), dataset.read_masks()
         expected = np.isfinite(values) & ((masks != 0) | (ColorInterp.alpha in dataset.colorinterp))
-        grid = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+        points, gcps_crs = dataset.gcps
+        gcps = tuple(GroundControlPoint(point.row, point.col, point.x, point.y, point.z) for point in points)
+        grid = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform, gcps, gcps_crs)
 
     with open_raster(path) as reader:
         pixels = reader.read(Window(0, 0, grid.height, grid.width))
@@ -626,3 +709,27 @@ def test_the_resolution_of_real_rasters(real_data: Path, name: str, resolution_m
         found = reader.resolution
 
     assert found == (None if resolution_m is None else pytest.approx(resolution_m, rel=2e-3))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "name",
+    [
+        "odd-geotiff/palette-non-square-pixels.tif",
+        "odd-geotiff/palette-unknown-datum.tif",
+        "large-geotiff/landcover-palette-7168x8704.tif",
+    ],
+)
+def test_the_colours_of_real_palettes(real_data: Path, name: str) -> None:
+    with rasterio.open(real_data / name) as dataset:
+        window = Window(0, 0, min(dataset.height, 600), min(dataset.width, 6000))
+        values = dataset.read(1)[: window.height, : window.width]
+        table = np.array([dataset.colormap(1)[value] for value in range(256)], dtype=np.uint8)
+        counts = values != dataset.nodata
+
+    pixels = read(real_data / name, window, bands=range(1, 4))
+
+    np.testing.assert_array_equal(pixels.values, np.moveaxis(table[values][..., :3], -1, 0))
+    np.testing.assert_array_equal(pixels.valid, counts)
+    assert pixels.valid.any()
+    np.testing.assert_array_equal(read(real_data / name, window).values[0], values)

@@ -1,5 +1,6 @@
 """Rectangles of pixels, against sets of pixels."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,15 @@ def test_windows_that_do_not_meet_share_a_window_without_pixels(first: Window, s
 
     assert common.height >= 0
     assert common.width >= 0
+
+
+@given(window=windows, height=sizes, width=sizes)
+def test_a_window_lies_inside_a_raster_that_holds_all_its_pixels(window: Window, height: int, width: int) -> None:
+    if pixels(window) and pixels(window) <= pixels(Window(0, 0, height, width)):
+        window.check_inside(height, width)
+    else:
+        with pytest.raises(ValueError, match=f"inside the {height} x {width} raster"):
+            window.check_inside(height, width)
 
 
 @given(window=windows, rows=positions, cols=positions)

@@ -1,0 +1,93 @@
+"""A network as a function of tiles: where it runs, how it rounds, and in which orientations it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from geonorm.errors import InvalidConfigError, one_line
+from geonorm.models.bitwise import BitwiseConvolutions
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""Lightning's names; only the first keeps the law of tiling to the last bit."""
+Orientations = Literal["none", "d4"]
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def predictor(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    precision: Precision = "32-true",
+    tta: Orientations = "none",
+    compile: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Return a network as a function of tiles ``(N, C, h, w)`` of raw values of any type, in evaluation.
+
+    In float32 and not compiled, what it says of a pixel does not depend on the tiling.
+
+    Args:
+        network: Raw band values in, logits out.
+        device: Where it runs; raw values are moved there before they become floating point numbers.
+        precision: ``"bf16-mixed"`` and ``"16-mixed"`` compute in half precision where torch's autocast does.
+        tta: ``"d4"``: the mean of the logits for all eight mirrored and turned copies of a tile.
+        compile: Compile the network with torch; needs a C++ compiler on the CPU.
+    """
+    network = network.to(device)
+    plain = precision == "32-true" and not compile
+    run = torch.compile(network) if compile else network
+
+    def answer(tiles: Tensor) -> Tensor:
+        if not compile:
+            return run(tiles)
+        try:
+            return run(tiles)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            raise InvalidConfigError(f"torch cannot compile this network here: {one_line(error)}.") from error
+
+    def predict(tiles: Tensor) -> Tensor:
+        tiles = tiles.to(device).to(torch.float32, memory_format=torch.channels_last)
+        rounding = nullcontext() if precision == "32-true" else torch.autocast(device.type, dtype=AUTOCAST[precision])
+        bitwise = BitwiseConvolutions() if plain else nullcontext()
+        with evaluating(network), torch.no_grad(), bitwise, rounding, _plain_float32(device):
+            logits = answer(tiles) if tta == "none" else _mean_over_orientations(answer, tiles)
+        return logits.to(torch.float32)
+
+    return predict
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation, and every module back into its mode afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _mean_over_orientations(answer: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
+    """Return the mean of the logits over the eight symmetries of the square."""
+    total: Tensor | None = None
+    for mirrored in (False, True):
+        for quarters in range(4):
+            seen = torch.rot90(tiles.flip(-1) if mirrored else tiles, quarters, (-2, -1))
+            said = answer(seen.contiguous(memory_format=torch.channels_last)).to(torch.float32)
+            said = torch.rot90(said, -quarters, (-2, -1))
+            said = said.flip(-1) if mirrored else said
+            total = said.clone() if total is None else total.add_(said)
+    assert total is not None
+    return total.div_(8)
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
+    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False) if device.type == "cuda" else nullcontext():
+        yield

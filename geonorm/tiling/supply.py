@@ -1,0 +1,305 @@
+"""Pixels in time for the tiles: read in chunks that follow the file's blocks, ahead of the network, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geonorm.raster.read import Pixels
+from geonorm.raster.window import Window
+from geonorm.tiling.plan import Plan, Span
+
+Read = Callable[[Window], Pixels]
+"""Returns the pixels of a window that lies inside the raster."""
+
+LIVE_BYTES = 2**30
+"""What the chunks in memory may hold before the raster is read in columns, each of which decodes its halo anew."""
+TALLEST_BLOCK_PX = 4096
+"""Blocks that are higher are cut."""
+AS_THEY_ARE = (np.uint8, np.int8, np.int16, np.int32)
+"""Types that go to the device as they lie in the file; all others are made float32 before."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The part of a strip that is worked on at a time: the cores of a row of tiles, or some of them."""
+
+    strip: int
+    """Which row of cores, counted from the top of the grid."""
+    row: Span
+    cols: tuple[Span, ...]
+    is_last: bool
+    """Whether the strip ends with it."""
+
+    @property
+    def core(self) -> Window:
+        """The pixels it writes."""
+        first, last = self.cols[0], self.cols[-1]
+        height = self.row.core_stop - self.row.core_start
+        return Window(self.row.core_start, first.core_start, height, last.core_stop - first.core_start)
+
+    def reads(self, plan: Plan) -> Window:
+        """Return the pixels it needs, all inside the raster."""
+        rows = reflect(self.row.read_start, self.row.read_px, plan.height)
+        cols = [reflect(span.read_start, span.read_px, plan.width) for span in (self.cols[0], self.cols[-1])]
+        # A read that is reflected at one end may reach further at the other than the last one does.
+        left, right = min(int(one.min()) for one in cols), max(int(one.max()) for one in cols)
+        top, bottom = int(rows.min()), int(rows.max())
+        return Window(top, left, bottom - top + 1, right - left + 1)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some pixels of a raster."""
+
+    window: Window
+    pixels: Pixels | None
+    """None where no pixel counts."""
+    all_valid: bool
+    """Whether every value of every pixel counts."""
+
+
+class View:
+    """What some chunks hold, as one raster; they cover all that is asked of it."""
+
+    def __init__(self, chunks: Sequence[Chunk], plan: Plan, fill: Tensor, dtype: np.dtype[Any]) -> None:
+        """Take the chunks, and what pixels without data hold, shape ``(C,)``."""
+        self._chunks = chunks
+        self._plan = plan
+        self._fill = fill.to(torch.float32)
+        self._dtype = dtype
+
+    def tiles(self, row: Span, cols: Sequence[Span]) -> Tensor:
+        """Return the tiles of some cores of one row, ``(N, C, h, w)``.
+
+        Raw values in the type of the file, if torch can take them to the device as they are; float32 otherwise, and
+        where a pixel without data holds the fill.
+        """
+        plan = self._plan
+        rows = reflect(row.read_start, row.read_px, plan.height)
+        columns = [reflect(span.read_start, span.read_px, plan.width) for span in cols]
+        windows = [_bounds(rows, one) for one in columns]
+        found = [self._gather(window) for window in windows]
+        plain = self._dtype.type in AS_THEY_ARE and all(filled is None for _, filled in found)
+        tiles = []
+        for window, one, (values, filled) in zip(windows, columns, found, strict=True):
+            tile = torch.from_numpy(values)
+            if not plain:
+                tile = _as_float32(values)
+                if filled is not None:
+                    tile = torch.where(torch.from_numpy(filled), self._fill[:, None, None], tile)
+            tiles.append(_reflected(tile, rows - window.row, one - window.col))
+        return torch.stack(tiles) if len(tiles) > 1 else tiles[0][None]
+
+    def valid(self, window: Window) -> NDArray[np.bool_]:
+        """Return where the raster has data, ``(rows, cols)``."""
+        valid = np.zeros((window.height, window.width), dtype=np.bool_)
+        for chunk, there, here in self._parts(window):
+            if chunk.pixels is not None:
+                valid[here] = True if chunk.all_valid else chunk.pixels.valid[there]
+        return valid
+
+    def _gather(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Return the values of a window, and where they are to be made up, None where none is."""
+        shape = (len(self._fill), window.height, window.width)
+        parts = list(self._parts(window))
+        values = np.empty(shape, dtype=self._dtype)
+        filled = None if all(chunk.all_valid for chunk, _, _ in parts) else np.zeros(shape, dtype=np.bool_)
+        for chunk, there, here in parts:
+            if chunk.pixels is None:
+                values[:, *here] = 0
+            else:
+                values[:, *here] = chunk.pixels.values[:, *there]
+            if filled is not None and not chunk.all_valid:
+                pixels = chunk.pixels
+                filled[:, *here] = True if pixels is None else ~(pixels.value_valid[:, *there] & pixels.valid[there])
+        return values, filled
+
+    def _parts(self, window: Window) -> Iterator[tuple[Chunk, tuple[slice, slice], tuple[slice, slice]]]:
+        """Yield the chunks that a window meets: where in the chunk, and where in the window."""
+        for chunk in self._chunks:
+            top, bottom = max(window.row, chunk.window.row), min(window.row_end, chunk.window.row_end)
+            left, right = max(window.col, chunk.window.col), min(window.col_end, chunk.window.col_end)
+            if top < bottom and left < right:
+                yield chunk, _slices(chunk.window, top, bottom, left, right), _slices(window, top, bottom, left, right)
+
+
+class Supply:
+    """Reads what patches need, in threads, ahead of them. Use it in a ``with`` statement."""
+
+    def __init__(
+        self,
+        reads: Sequence[Read],
+        plan: Plan,
+        *,
+        block_shape: tuple[int, int] | None,
+        dtype: np.dtype[Any],
+        num_bands: int,
+        fill: Tensor,
+        holds_data: Callable[[Window], bool] = lambda window: True,
+    ) -> None:
+        """Take the readers, one for each thread that is to read; nothing is read yet.
+
+        Args:
+            reads: Readers of the same raster that do not share files.
+            plan: Where the tiles lie.
+            block_shape: Rows and columns of the blocks of the file.
+            dtype: Type of the values.
+            num_bands: Bands C.
+            fill: What pixels without data hold.
+            holds_data: False for windows of which it is known, without reading, that no pixel counts.
+        """
+        self._plan = plan
+        self._fill = fill
+        self._dtype = dtype
+        self._holds_data = holds_data
+        self.chunk_shape = chunk_shape(plan, block_shape, bytes_per_px=num_bands * dtype.itemsize)
+        self._free: SimpleQueue[Read] = SimpleQueue()
+        for read in reads:
+            self._free.put(read)
+        self._pool = ThreadPoolExecutor(len(reads), thread_name_prefix="read")
+        self._coming: dict[tuple[int, int], Future[Chunk]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def views(self, patches: Iterable[Patch]) -> Iterator[tuple[Patch, View]]:
+        """Yield every patch with the pixels around it, while those of the next are read."""
+        coming = iter(patches)
+        patch = next(coming, None)
+        while patch is not None:
+            following = next(coming, None)
+            needed = self._chunks_of(patch)
+            wanted = needed + (self._chunks_of(following) if following is not None else [])
+            self._coming = {key: self._coming.get(key) or self._order(key) for key in dict.fromkeys(wanted)}
+            chunks = [self._coming[key].result() for key in needed]
+            yield patch, View(chunks, self._plan, self._fill, self._dtype)
+            del chunks
+            patch = following
+
+    def _order(self, key: tuple[int, int]) -> Future[Chunk]:
+        return self._pool.submit(self._read, key)
+
+    def _read(self, key: tuple[int, int]) -> Chunk:
+        (row, col), (rows, cols) = key, self.chunk_shape
+        window = Window(
+            row * rows,
+            col * cols,
+            min(rows, self._plan.height - row * rows),
+            min(cols, self._plan.width - col * cols),
+        )
+        if not self._holds_data(window):
+            return Chunk(window, None, all_valid=False)
+        read = self._free.get()
+        try:
+            return chunk_of(window, read(window))
+        finally:
+            self._free.put(read)
+
+    def _chunks_of(self, patch: Patch) -> list[tuple[int, int]]:
+        window, (rows, cols) = patch.reads(self._plan), self.chunk_shape
+        return [
+            (row, col)
+            for row in range(window.row // rows, -(-window.row_end // rows))
+            for col in range(window.col // cols, -(-window.col_end // cols))
+        ]
+
+
+def chunk_of(window: Window, pixels: Pixels) -> Chunk:
+    """Return what was read; pixels that do not count take no memory."""
+    if not pixels.valid.any():
+        return Chunk(window, None, all_valid=False)
+    all_valid = bool(pixels.valid.all() and pixels.value_valid.all())
+    if all_valid:  # the masks are not needed any more
+        everywhere = np.broadcast_to(np.array(True), pixels.values.shape)
+        pixels = Pixels(pixels.values, everywhere, everywhere[0])
+    return Chunk(window, pixels, all_valid=all_valid)
+
+
+def patches(plan: Plan, strips: Iterable[int], *, most_px: int | None = None) -> Iterator[Patch]:
+    """Yield the patches of some strips, each strip from the left; ``most_px`` columns at a time, or one core's."""
+    rows, cols = plan.axes
+    spans = list(cols.spans())
+    per_patch = len(spans) if most_px is None else max(1, most_px // plan.core_px)
+    all_rows = list(rows.spans())
+    for strip in strips:
+        for first in range(0, len(spans), per_patch):
+            part = tuple(spans[first : first + per_patch])
+            yield Patch(strip, all_rows[strip], part, is_last=first + per_patch >= len(spans))
+
+
+def chunk_shape(plan: Plan, block_shape: tuple[int, int] | None, *, bytes_per_px: int) -> tuple[int, int]:
+    """Return rows and columns of what is read at a time: whole blocks, about a core high.
+
+    As wide as the raster where that fits into `LIVE_BYTES`: then every block is decoded once.
+    """
+    block_rows, block_cols = block_shape or (1, 1)
+    block_rows = 1 if block_rows > TALLEST_BLOCK_PX else block_rows
+    rows = min(block_rows * max(1, round(plan.core_px / block_rows)), plan.height)
+    row_bytes = live_rows(plan, rows) * bytes_per_px
+    if plan.width * row_bytes <= LIVE_BYTES or block_cols >= plan.width:
+        return rows, plan.width
+    # A patch of a few cores meets up to three columns of chunks.
+    most = max(plan.read_px, LIVE_BYTES // (3 * row_bytes))
+    return rows, min(plan.width, block_cols * max(1, most // block_cols))
+
+
+def live_rows(plan: Plan, chunk_rows: int) -> int:
+    """Return how many rows are in memory at most: those of a read, rounded out to chunks, and a chunk that comes."""
+    axis = plan.axes[0]
+    read_px = min(axis.read_px, axis.whole_px, plan.height)
+    chunks = -(-read_px // chunk_rows) + 1 + -(-plan.core_px // chunk_rows)
+    return min(plan.height, chunks * chunk_rows)
+
+
+def reflect(start: int, length: int, size: int) -> NDArray[np.intp]:
+    """Return the positions inside an axis that ``start .. start + length`` show, reflected at both ends.
+
+    The end pixel is not repeated: beyond 0, 1, 2 comes 1, 0, 1, 2, as often as needed. An axis of one pixel
+    repeats it.
+
+    Example:
+        >>> reflect(-2, 7, 3).tolist()
+        [2, 1, 0, 1, 2, 1, 0]
+    """
+    if size == 1:
+        return np.zeros(length, dtype=np.intp)
+    period = 2 * (size - 1)
+    positions = np.arange(start, start + length) % period
+    return np.minimum(positions, period - positions)
+
+
+def _bounds(rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Window:
+    top, left = int(rows.min()), int(cols.min())
+    return Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+
+
+def _slices(window: Window, top: int, bottom: int, left: int, right: int) -> tuple[slice, slice]:
+    return slice(top - window.row, bottom - window.row), slice(left - window.col, right - window.col)
+
+
+def _as_float32(values: NDArray[Any]) -> Tensor:
+    with np.errstate(over="ignore"):  # a nodata value of float64 may be too large; it is filled
+        return torch.from_numpy(values.astype(np.float32, copy=False))
+
+
+def _reflected(tile: Tensor, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Tensor:
+    """Return the rows and columns of a tile ``(C, h, w)`` that are asked for, most often just those it has."""
+    for dim, positions in ((1, rows), (2, cols)):
+        if len(positions) != tile.shape[dim] or (np.diff(positions) != 1).any():
+            tile = tile.index_select(dim, torch.from_numpy(positions))
+    return tile
