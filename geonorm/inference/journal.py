@@ -89,7 +89,7 @@ class Journal:
         return f"{kept} of {self.num_strips} strips are kept: run the same command again to go on."
 
     def keep(self, row: int, labels: NDArray[np.uint8]) -> None:
-        """Keep the finished strip that begins at a row; labels ``(rows, W)``."""
+        """Keep the finished strip that begins at a row; labels ``(..., rows, W)``."""
         path = self._path(row)
         unfinished = path.with_suffix(".tmp")
         with _failing_as(self._target):

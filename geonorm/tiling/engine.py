@@ -15,7 +15,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.raster.window import Window
 from geonorm.tiling.blending import Blend, blend_px, blend_weights, reach_of
 from geonorm.tiling.plan import Plan, Span
-from geonorm.tiling.supply import Patch, Read, View, chunk_of, patches
+from geonorm.tiling.supply import Patch, Read, Supply, View, chunk_of, patches
 
 Predict = Callable[[Tensor], Tensor]
 """Maps raw band values ``(N, C, h, w)``, of the raster's type or float32, to logits ``(N, K, h', w')``."""
@@ -69,6 +69,9 @@ def predict_strips(
     finish: Finish = labels_of,
     batch_size: int = 1,
     skip: Container[int] = (),
+    blend: Blend = "none",
+    counts: Counts | None = None,
+    supply: Supply | None = None,
     on_tiles: Callable[[int], None] = lambda tiles: None,
 ) -> Iterator[Strip]:
     """Yield the raster's strips from the top, one row of cores each.
@@ -81,21 +84,33 @@ def predict_strips(
         finish: Turns the logits of cores, ``(N, K, h, w)``, into what a strip holds, ``(N, ..., h, w)``.
         batch_size: Tiles per call of the network.
         skip: First rows of strips to leave out: every strip is computed by itself, whatever came before.
+        blend: How tiles that overlap are weighed; ``"none"``: each pixel has the logits of the one core it lies in.
+        counts: Which pixels are wanted; all where None. Cores without one do not go through the network.
+        supply: Reads ahead in threads, instead of ``read``.
         on_tiles: Called with the number of tiles done since the last call.
     """
     network = Halving(predict, batch_size)
     strips = [strip for strip, row in enumerate(plan.axes[0].spans()) if row.core_start not in skip]
+    blended = None
+    if blend != "none":
+        blended = Blended(network, plan, blend=blend, finish={"": finish}, counts=counts, on_tiles=on_tiles)
+    order = patches(plan, strips if blended is None else blended.rows_for(strips))
+    views = ((patch, view_of(read, plan, patch.row, patch.cols, fill=fill)) for patch in order)
     shape: tuple[Sequence[int], torch.dtype] | None = None
-    for patch in patches(plan, strips):
-        view = view_of(read, plan, patch.row, patch.cols, fill=fill)
-        panel = predict_panel(patch, view, network, plan, finish={"": finish}, on_tiles=on_tiles)
-        if panel.outputs:
-            output = panel.outputs[""]
-            shape = output.shape[:-2], output.dtype
+    for patch, view in views if supply is None else supply.views(order):
+        if blended is None:
+            panels = [predict_panel(patch, view, network, plan, finish={"": finish}, counts=counts, on_tiles=on_tiles)]
         else:
-            shape = shape or _shape_of(predict, plan, fill, finish)
-            output = torch.zeros((*shape[0], *panel.valid.shape), dtype=shape[1])
-        yield Strip(patch.row.core_start, output, panel.valid)
+            blended.add(patch, view)
+            panels = [blended.panel(strip) for strip in blended.complete(strips)]
+        for panel in panels:
+            if panel.outputs:
+                output = panel.outputs[""]
+                shape = output.shape[:-2], output.dtype
+            else:
+                shape = shape or _shape_of(predict, plan, fill, finish)
+                output = torch.zeros((*shape[0], *panel.valid.shape), dtype=shape[1])
+            yield Strip(panel.patch.row.core_start, output, panel.valid)
 
 
 def predict_panel(
@@ -174,40 +189,40 @@ class Blended:
         self._on_tiles = on_tiles
         self._reach_px = blend_px(plan) if blend != "none" else 0
         self._weights = blend_weights(blend, plan.core_px, self._reach_px)
-        self._rows: dict[int, _BlendedRow | None] = {}
+        self._rows: dict[int, _BlendedRow] = {}
+        self._given: set[int] = set()
 
-    def around(self, strip: int) -> range:
-        """Return the rows of tiles that a strip needs."""
+    def rows_for(self, strips: Sequence[int]) -> list[int]:
+        """Return the rows of tiles that some strips need, from the top."""
+        return sorted({row for strip in strips for row in self._around(strip)})
+
+    def complete(self, strips: Sequence[int]) -> list[int]:
+        """Return those of some strips for which all rows have been added, each only once."""
+        there = [strip for strip in strips if strip not in self._given and {*self._around(strip)} <= {*self._rows}]
+        self._given |= {*there}
+        return there
+
+    def _around(self, strip: int) -> range:
         return range(max(0, strip - 1), min(self._plan.axes[0].num_cores, strip + 2))
 
     def add(self, patch: Patch, view: View) -> None:
-        """Compute a row of tiles, over the raster's whole width; those of more than one strip before are forgotten."""
+        """Compute a row of tiles, over the raster's whole width; rows that no later strip needs are forgotten."""
         self._rows = {strip: row for strip, row in self._rows.items() if strip >= patch.strip - 2}
-        if patch.strip not in self._rows:
-            self._rows[patch.strip] = self._row(patch, view)
+        self._rows[patch.strip] = self._row(patch, view)
 
-    def __contains__(self, strip: int) -> bool:
-        return strip in self._rows
-
-    def panel(self, patch: Patch, view: View) -> Panel:
-        """Return a strip; the rows of tiles `around` it must have been added."""
+    def panel(self, strip: int) -> Panel:
+        """Return a strip that is `complete`."""
+        patch, valid = self._rows[strip].patch, self._rows[strip].valid
         window, outputs = patch.core, dict[str, Tensor]()
-        valid = view.valid(window)
-        if self._counts is not None:
-            valid &= self._counts(window)
-        if not valid.any():
-            return Panel(patch, outputs, valid)
-        rows = [self._rows[strip] for strip in self.around(patch.strip)]
+        rows = [self._rows[near] for near in self._around(strip)]
         for span in patch.cols:  # a few columns at a time: what is made of the logits takes memory as well
             cols = _within(window, span)
             if not valid[:, cols].any():
                 continue
             total, weight = None, torch.zeros(window.height)
             for row in rows:
-                if row is None:
-                    continue
                 here, there = row.overlap(window)
-                if here.stop <= here.start:
+                if row.logits is None or here.stop <= here.start:
                     continue
                 part = row.logits[:, there, cols] * row.weights[there, None]
                 total = torch.zeros((len(part), window.height, part.shape[-1])) if total is None else total
@@ -222,39 +237,51 @@ class Blended:
                 outputs[name][..., cols] = core
         return Panel(patch, outputs, valid)
 
-    def _row(self, patch: Patch, view: View) -> _BlendedRow | None:
+    def _row(self, patch: Patch, view: View) -> _BlendedRow:
         """Return the logits of a row of tiles, their mean where two overlap."""
         plan, (rows, cols) = self._plan, self._plan.axes
         top, bottom, first = reach_of(patch.row, rows, self._reach_px)
+        windows = {}
+        for span in patch.cols:
+            left, right, begin = reach_of(span, cols, self._reach_px)
+            window = Window(top, left, bottom - top, right - left)
+            if view.valid(window).any():
+                windows[span] = window, self._weights[begin : begin + window.width]
+        if len(windows) < len(patch.cols):
+            self._on_tiles(len(patch.cols) - len(windows))
         total: Tensor | None = None
         weight = torch.zeros(plan.width)
-        for batch, logits in self._network.answers(view, patch.row, patch.cols):
+        for batch, logits in self._network.answers(view, patch.row, [*windows]):
             for span, tile in zip(batch, logits, strict=True):
-                left, right, begin = reach_of(span, cols, self._reach_px)
-                part = _cut(
-                    tile, patch.row, span, plan.network.margin_px, Window(top, left, bottom - top, right - left)
-                )
-                weights = self._weights[begin : begin + right - left]
+                window, weights = windows[span]
+                part = _cut(tile, patch.row, span, plan.network.margin_px, window).cpu().to(torch.float32)
                 if total is None:
-                    total = torch.zeros((len(part), bottom - top, plan.width))
-                total[..., left:right] += part.cpu().to(torch.float32) * weights
-                weight[left:right] += weights
+                    total = torch.zeros((len(part), window.height, plan.width))
+                total[..., window.col : window.col_end] += part * weights
+                weight[window.col : window.col_end] += weights
             self._on_tiles(len(batch))
-        if total is None:
-            return None
-        return _BlendedRow(top, total.div_(weight), self._weights[first : first + bottom - top])
+        if total is not None:
+            total.div_(weight.clamp(min=torch.finfo(weight.dtype).tiny))  # 0 where no tile went
+        valid = view.valid(patch.core)
+        if self._counts is not None:
+            valid &= self._counts(patch.core)
+        return _BlendedRow(patch, top, total, self._weights[first : first + bottom - top], valid)
 
 
 @dataclass(frozen=True)
 class _BlendedRow:
     """What one row of tiles says."""
 
+    patch: Patch
+    """Its cores."""
     top: int
-    """Its first row of pixels."""
-    logits: Tensor
-    """``(K, rows, W)``, float32."""
+    """Its first row of pixels, those included that it shares with the row above."""
+    logits: Tensor | None
+    """``(K, rows, W)``, float32; None where no pixel counts."""
     weights: Tensor
     """How much each of its rows counts, ``(rows,)``."""
+    valid: NDArray[np.bool_]
+    """Which pixels of its cores count."""
 
     def overlap(self, window: Window) -> tuple[slice, slice]:
         """Return the rows that it shares with a window: in the window, and in itself."""

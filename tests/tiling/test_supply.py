@@ -1,0 +1,153 @@
+"""Chunks that are read ahead hold what the tiles need, each read once where that fits into memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from unittest.mock import patch as patched
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from geonorm.errors import GeonormWarning, InvalidConfigError
+from geonorm.raster.window import Window
+from geonorm.tiling import supply as supply_module
+from geonorm.tiling.engine import predict_strips
+from geonorm.tiling.plan import Plan
+from geonorm.tiling.supply import Supply, live_rows
+from tests.tiling.grids import plans, reader
+
+FILL = torch.tensor([7.0, 11.0])
+
+
+def unchanged(logits: Tensor) -> Tensor:
+    """Keep logits as they are."""
+    return logits
+
+
+@settings(max_examples=100)
+@given(
+    plan=plans(max_side_px=80, min_core_px=4),
+    block=st.tuples(st.integers(1, 40), st.integers(1, 90)),
+    live_bytes=st.sampled_from((2**30, 3000)),
+    threads=st.integers(1, 3),
+    with_holes=st.booleans(),
+)
+def test_what_is_read_ahead_is_what_is_read_at_once(
+    plan: Plan, block: tuple[int, int], live_bytes: int, threads: int, with_holes: bool
+) -> None:
+    generator = np.random.default_rng(1)
+    image = generator.integers(1, 256, (2, plan.height, plan.width)).astype("uint8")
+    counts = np.ones(image.shape, dtype=bool)
+    if with_holes:
+        counts = generator.random(image.shape) > 0.2
+        counts[:, : plan.height // 2, plan.width // 3 :] = False
+    margin_px = plan.network.margin_px
+
+    def predict(tiles: Tensor) -> Tensor:
+        tiles = tiles.float()
+        tiles = tiles[..., margin_px : tiles.shape[-2] - margin_px, margin_px : tiles.shape[-1] - margin_px]
+        return tiles + tiles.mean((2, 3), keepdim=True)  # the halo counts as well
+
+    read = reader(image, value_valid=counts)
+    expected = list(predict_strips(read, predict, plan, fill=FILL, finish=unchanged))
+    with (
+        patched.object(supply_module, "LIVE_BYTES", live_bytes),
+        Supply([read] * threads, plan, block_shape=block, dtype=image.dtype, num_bands=2, fill=FILL) as supply,
+    ):
+        found = list(predict_strips(read, predict, plan, fill=FILL, finish=unchanged, supply=supply))
+
+    for one, other in zip(found, expected, strict=True):
+        assert one.row == other.row
+        assert torch.equal(one.output, other.output)
+        np.testing.assert_array_equal(one.valid, other.valid)
+
+
+def test_every_block_is_read_once_and_few_rows_are_in_memory() -> None:
+    plan = Plan(height=1000, width=300, core_px=64, halo_px=40, first_index=(13, 5))
+    image = np.ones((2, 1000, 300), dtype="uint8")
+    seen: Counter[int] = Counter()
+    windows: list[Window] = []
+
+    def on_read(window: Window) -> None:
+        windows.append(window)
+        seen.update(range(window.row, window.row_end))
+
+    read = reader(image, on_read=on_read)
+    with Supply([read], plan, block_shape=(32, 32), dtype=image.dtype, num_bands=2, fill=FILL) as supply:
+        list(predict_strips(read, unchanged, plan, fill=FILL, supply=supply))
+
+    assert set(seen) == set(range(1000))
+    assert set(seen.values()) == {1}
+    assert all(window.row % 32 == 0 and window.width == 300 for window in windows)
+    assert live_rows(plan, supply.chunk_shape[0]) <= 144 + 3 * 64
+
+
+def test_a_window_known_to_be_empty_is_not_read() -> None:
+    plan = Plan(height=64, width=64, core_px=16)
+    image = np.ones((2, 64, 64), dtype="uint8")
+    read = reader(image, on_read=lambda window: pytest.fail(f"{window} was read"))
+
+    with Supply(
+        [read], plan, block_shape=(16, 64), dtype=image.dtype, num_bands=2, fill=FILL, holds_data=lambda window: False
+    ) as supply:
+        strips = list(predict_strips(read, unchanged, plan, fill=FILL, supply=supply))
+
+    assert not any(strip.valid.any() for strip in strips)
+
+
+def test_an_error_of_a_reading_thread_arrives() -> None:
+    plan = Plan(height=64, width=64, core_px=16)
+
+    def read(window: Window) -> supply_module.Pixels:
+        raise OSError("the disk is gone")
+
+    with (
+        Supply([read], plan, block_shape=None, dtype=np.dtype("uint8"), num_bands=2, fill=FILL) as supply,
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        list(predict_strips(read, unchanged, plan, fill=FILL, supply=supply))
+
+
+# When the device's memory is full
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_map_is_the_same() -> None:
+    plan = Plan(height=40, width=160, core_px=16)
+    image = np.random.default_rng(0).integers(1, 256, (2, 40, 160)).astype("uint8")
+    sizes: list[int] = []
+
+    def predict(tiles: Tensor) -> Tensor:
+        if len(tiles) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(tiles))
+        return tiles.float()
+
+    with pytest.warns(GeonormWarning, match="going on with a batch size of"):
+        strips = list(predict_strips(reader(image), predict, plan, fill=FILL, finish=unchanged, batch_size=8))
+
+    assert torch.equal(torch.cat([strip.output for strip in strips], 1), torch.from_numpy(image).float())
+    assert set(sizes) == {2}
+
+
+def test_a_tile_that_does_not_fit_is_one_line() -> None:
+    plan = Plan(height=40, width=160, core_px=16)
+
+    def predict(tiles: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(InvalidConfigError, match=r"one tile of 16 px does not fit .* smaller core_px"):
+        list(predict_strips(reader(np.ones((2, 40, 160), "uint8")), predict, plan, fill=FILL))
+
+
+def test_other_errors_of_the_network_are_its_own() -> None:
+    plan = Plan(height=40, width=160, core_px=16)
+
+    def predict(tiles: Tensor) -> Tensor:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(predict_strips(reader(np.ones((2, 40, 160), "uint8")), predict, plan, fill=FILL, batch_size=4))
