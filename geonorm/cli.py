@@ -78,34 +78,98 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint of geonorm fit")
-    parser.add_argument("source", help="raster to label")
-    parser.add_argument("target", help="map to write (Cloud-Optimized GeoTIFF)")
+    parser.add_argument(
+        "source", nargs="+", help="raster to label; several, a folder or a .txt list: neighbours are read as one"
+    )
+    parser.add_argument("target", help="map to write (Cloud-Optimized GeoTIFF); a folder for several")
     _add_tiling(parser)
+    parser.add_argument(
+        "--blend", choices=("none", "linear", "hann"), default="none", help="average the tiles where they overlap"
+    )
+    parser.add_argument("--tta", choices=("none", "d4"), default="none", help="average over mirrored and turned tiles")
+    parser.add_argument(
+        "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="of the computation"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch")
+    parser.add_argument(
+        "--bands",
+        type=int,
+        nargs="+",
+        default=None,
+        help="bands of the raster, counted from 1, as the model takes them",
+    )
+    parser.add_argument(
+        "--nodata", type=float, default=None, help="value without data that the raster does not declare"
+    )
+    parser.add_argument(
+        "--area",
+        nargs="+",
+        default=None,
+        metavar="FILE | LEFT BOTTOM RIGHT TOP",
+        help="part to label: a vector file, or four coordinates in the CRS of the raster",
+    )
+    parser.add_argument("--vectors", choices=("gpkg", "parquet"), default=None, help="write polygons as well")
+    parser.add_argument("--min_area_px", type=int, default=0, help="leave out polygons of fewer pixels")
+    parser.add_argument("--simplify_px", type=float, default=0.0, help="how far the outline of a polygon may move")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run has finished")
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from geonorm.inference import predict_raster
+    from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 
-    result = predict_raster(
-        load_model(options.checkpoint, trust=options.trust),
-        options.source,
-        options.target,
-        core_px=options.core_px,
-        halo=_halo(options.halo),
-        grid_offset_px=tuple(options.grid_offset_px),
-        batch_size=options.batch_size,
-        device=_device(options.device),
-        nodata_rule=options.nodata_rule,
-        overwrite=options.overwrite,
-        restart=options.restart,
-        progress=True,
-        on_plan=lambda text: print(text, file=sys.stderr),
-    )
-    shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
-    print(f"{result.target}: {result.valid_pixels} pixels labelled ({shares} by class)")
+    settings: dict[str, Any] = {
+        "core_px": options.core_px,
+        "halo": _halo(options.halo),
+        "grid_offset_px": tuple(options.grid_offset_px),
+        "blend": options.blend,
+        "tta": options.tta,
+        "batch_size": options.batch_size,
+        "device": _device(options.device),
+        "precision": options.precision,
+        "compile": options.compile,
+        "bands": None if options.bands is None else tuple(options.bands),
+        "nodata": options.nodata,
+        "nodata_rule": options.nodata_rule,
+        "area": None if options.area is None else _area(options.area),
+        "vectors": options.vectors,
+        "min_area_px": options.min_area_px,
+        "simplify_px": options.simplify_px,
+        "overwrite": options.overwrite,
+        "restart": options.restart,
+        "progress": True,
+    }
+    sources: list[str] = options.source
+    model = load_model(options.checkpoint, trust=options.trust)
+    several = len(sources) > 1 or Path(sources[0]).is_dir() or sources[0].endswith(".txt")
+    if several:
+        results = predict_rasters(model, sources, options.target, Options(**settings), on_plan=_say)
+    else:
+        results = [predict_raster(model, sources[0], options.target, **settings, on_plan=_say)]
+    for result in results:
+        shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
+        print(f"{result.target}: {result.valid_pixels} pixels labelled ({shares} by class)")
+    for vectors in dict.fromkeys(result.vectors for result in results if result.vectors is not None):
+        print(f"{vectors}: polygons")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _area(words: Sequence[str]) -> Any:
+    from geonorm.raster.area import Area
+
+    if len(words) == 1:
+        return Area.from_file(words[0])
+    try:
+        left, bottom, right, top = map(float, words)
+    except ValueError as error:
+        raise InvalidConfigError(
+            f"--area must be a vector file, or left, bottom, right and top, got {' '.join(words)}."
+        ) from error
+    return Area.from_bounds((left, bottom, right, top))
 
 
 def _add_tiling(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
 """A checkpoint and a raster in, a map out."""
 
-from geonorm.inference.predict import Prediction, predict_raster
+from geonorm.inference.predict import Options, Prediction, predict_raster, predict_rasters
 
-__all__ = ["Prediction", "predict_raster"]
+__all__ = ["Options", "Prediction", "predict_raster", "predict_rasters"]

@@ -22,6 +22,7 @@ from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, Ras
 
 PLAN = "plan.json"
 LOCK = "lock"
+PUBLISHING = "publishing"
 Facts = Mapping[str, Any]
 """What a strip follows from: plain data, in which two runs must agree to share their strips."""
 
@@ -42,9 +43,7 @@ class Journal:
             num_strips: How many there will be.
             restart: Discard what an earlier run left.
         """
-        # A name holds 255 bytes, and a character takes up to 4.
-        letters = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
-        self.folder = target.parent / f".{target.name[:50]}.{letters}.strips"
+        self.folder = _folder_of(target)
         self.num_strips = num_strips
         self._target = target
         self._facts = json.loads(json.dumps(facts))
@@ -87,6 +86,16 @@ class Journal:
 
     def _how_to_go_on(self, kept: int) -> str:
         return f"{kept} of {self.num_strips} strips are kept: run the same command again to go on."
+
+    @staticmethod
+    def is_publishing(target: Path) -> bool:
+        """Whether an earlier run had finished its strips, and may have put some of its files in place already."""
+        return (_folder_of(target) / PUBLISHING).exists()
+
+    def publish(self) -> None:
+        """Remember that what appears under the names of the outputs from now on is this run's."""
+        with _failing_as(self._target):
+            (self.folder / PUBLISHING).touch()
 
     def keep(self, row: int, labels: NDArray[np.uint8]) -> None:
         """Keep the finished strip that begins at a row; labels ``(..., rows, W)``."""
@@ -139,6 +148,12 @@ class Journal:
     def _discard(self) -> None:
         for path in self.folder.glob("strip-*"):
             path.unlink()
+
+
+def _folder_of(target: Path) -> Path:
+    # A name holds 255 bytes, and a character takes up to 4.
+    letters = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+    return target.parent / f".{target.name[:50]}.{letters}.strips"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,11 @@ class Area:
         if not len(polygons):
             raise RasterError(f"{name} holds no polygons ({len(wkb)} other shapes). Name a file or a layer with some.")
         return cls(polygons, _known(meta["crs"]), name)
+
+    def fingerprint(self) -> str:
+        """Return letters that two areas share only if they are the same."""
+        content = b"".join(shapely.to_wkb(self.polygons)) + (self.crs.to_wkt() if self.crs else "").encode()
+        return hashlib.sha256(content).hexdigest()
 
     def on(self, grid: Grid) -> AreaOnGrid:
         """Return the pixels of a raster whose centres lie in the area."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
+from geonorm.raster.read import Pixels
 from geonorm.raster.window import Window
 from geonorm.tiling import supply as supply_module
 from geonorm.tiling.engine import predict_strips
@@ -102,7 +103,7 @@ def test_a_window_known_to_be_empty_is_not_read() -> None:
 def test_an_error_of_a_reading_thread_arrives() -> None:
     plan = Plan(height=64, width=64, core_px=16)
 
-    def read(window: Window) -> supply_module.Pixels:
+    def read(window: Window) -> Pixels:
         raise OSError("the disk is gone")
 
     with (

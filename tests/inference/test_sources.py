@@ -1,0 +1,247 @@
+"""Where the pixels of a map come from: neighbours, areas, other bands; and polygons beside the map."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import rasterio.features
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geonorm.cli import main
+from geonorm.errors import GeonormWarning, InvalidConfigError
+from geonorm.inference import Options, predict_raster, predict_rasters
+from geonorm.inference.predict import as_trained
+from geonorm.models import Rescale
+from geonorm.models.predictor import predictor
+from geonorm.norms import BatchNorm, GroupNorm
+from geonorm.raster.area import Area
+from geonorm.raster.read import open_raster
+from geonorm.raster.window import Window
+from geonorm.tasks.checkpoint import save_model
+from geonorm.tiling.blending import Blend
+from tests.inference.rasters import draw, labels_in, noise
+from tests.models.networks import local, unet
+
+FIRST = (-17_666_664, 1_333_332)
+
+
+def cut(folder: Path, image: NDArray[np.uint8], rows: list[int], cols: list[int]) -> list[Path]:
+    """Write a raster as files side by side, cut at some rows and columns."""
+    folder.mkdir()
+    files = []
+    for top, bottom in zip([0, *rows], [*rows, image.shape[1]], strict=True):
+        for left, right in zip([0, *cols], [*cols, image.shape[2]], strict=True):
+            part = image[:, top:bottom, left:right]
+            name = folder / f"part_{top}_{left}.tif"
+            files.append(draw(name, part, first_index=(FIRST[0] + top, FIRST[1] + left), nodata=0))
+    return files
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, local(window_px=5)], ids=["BN", "5 px"])
+def test_a_raster_cut_into_3_x_3_files_gets_the_labels_of_the_uncut_one(tmp_path: Path, norm: type[nn.Module]) -> None:
+    image = noise(3, 120, 150)
+    image[:, 30:70, 60:90] = 0
+    network = unet(norm, depth=2)
+    uncut = draw(tmp_path / "uncut.tif", image, first_index=FIRST, nodata=0)
+    files = cut(tmp_path / "parts", image, [37, 80], [50, 101])
+    (tmp_path / "maps").mkdir()
+
+    predict_raster(network, uncut, tmp_path / "map.tif", core_px=32, halo="exact")
+    done = predict_rasters(network, [tmp_path / "parts"], tmp_path / "maps", Options(core_px=32, halo="exact"))
+
+    expected = labels_in(tmp_path / "map.tif")
+    assert sorted(Path(one.target).name for one in done) == sorted(path.name for path in files)
+    for path in files:
+        _, top, left = path.stem.split("_")
+        found = labels_in(tmp_path / "maps" / path.name)
+        rows, cols = found.shape
+        np.testing.assert_array_equal(found, expected[int(top) :, int(left) :][:rows, :cols])
+        with open_raster(path) as given, open_raster(tmp_path / "maps" / path.name) as made:
+            assert given.grid == made.grid
+    assert sum(one.valid_pixels for one in done) == (expected != 255).sum()
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {path.name for path in files}
+
+
+def test_an_area_gets_the_labels_that_the_whole_raster_has_there(tmp_path: Path) -> None:
+    source, network = draw(tmp_path / "source.tif", noise(3, 100, 130), first_index=FIRST), unet(depth=2)
+    with open_raster(source) as reader:
+        t = reader.grid.transform
+    corners = (t.c + 20 * t.a, t.f + 71 * t.e, t.c + 94 * t.a, t.f + 33 * t.e)
+
+    predict_raster(network, source, tmp_path / "whole.tif", core_px=32)
+    predict_raster(network, source, tmp_path / "area.tif", core_px=32, area=Area.from_bounds(corners))
+
+    np.testing.assert_array_equal(labels_in(tmp_path / "area.tif"), labels_in(tmp_path / "whole.tif")[33:71, 20:94])
+    with open_raster(tmp_path / "area.tif") as made:
+        assert (made.grid.transform.c, made.grid.transform.f) == pytest.approx((corners[0], corners[3]))
+
+
+def test_bands_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
+    image = noise(4)
+    source = draw(tmp_path / "source.tif", image)
+    turned = draw(tmp_path / "turned.tif", image[[3, 0, 2]])
+    network = unet(depth=1)
+
+    predict_raster(network, source, tmp_path / "a.tif", bands=[4, 1, 3])
+    predict_raster(network, turned, tmp_path / "b.tif")
+
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.tif"), labels_in(tmp_path / "b.tif"))
+    with pytest.raises(InvalidConfigError, match=r"takes 3 bands .* got bands \[4, 1\]"):
+        predict_raster(network, source, tmp_path / "c.tif", bands=[4, 1])
+
+
+def test_a_value_that_the_user_declares_is_no_data(tmp_path: Path) -> None:
+    image = noise(3)
+    image[:, 10:30, 20:50] = 0
+    declared = draw(tmp_path / "declared.tif", image, nodata=0)
+    undeclared = draw(tmp_path / "undeclared.tif", image)
+    network = unet(depth=1)
+
+    predict_raster(network, declared, tmp_path / "a.tif")
+    predict_raster(network, undeclared, tmp_path / "b.tif", nodata=0)
+
+    found = labels_in(tmp_path / "b.tif")
+    np.testing.assert_array_equal(found, labels_in(tmp_path / "a.tif"))
+    assert (found == 255).sum() == 600
+
+
+# Polygons
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+def test_polygons_are_those_of_the_whole_map_with_their_mean_probability(tmp_path: Path, suffix: str) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="GeoParquet needs pyarrow")
+    source, network = draw(tmp_path / "source.tif", noise(3, 90, 120)), unet(depth=1)
+
+    result = predict_raster(network, source, tmp_path / "map.tif", core_px=16, vectors=suffix)  # type: ignore[arg-type]
+
+    assert result.vectors == str(tmp_path / f"map.{suffix}")
+    read = geopandas.read_file if suffix == "gpkg" else geopandas.read_parquet
+    found = read(result.vectors)
+    labels = labels_in(tmp_path / "map.tif")
+    with open_raster(source) as reader:
+        shapes = list(rasterio.features.shapes(labels, connectivity=4, transform=reader.grid.transform))
+        image = reader.read(Window(0, 0, 90, 120)).values
+    assert len(found) == len(shapes)
+    assert found["pixels"].sum() == labels.size
+    assert found.area.sum() == pytest.approx(labels.size * 0.09)
+    logits = predictor(network, torch.device("cpu"))(torch.from_numpy(image[None, :, :90, :120]))
+    mean = float(logits.softmax(1).max(1).values.mean())
+    assert np.average(found["probability"], weights=found["pixels"]) == pytest.approx(mean, abs=0.02)
+
+
+# Other ways to run a network
+
+
+class Asymmetric(nn.Module):
+    """A network that sees the pixel to the left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rescale = Rescale(1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.rescale(image)
+        left = torch.nn.functional.pad(image, (1, 0))[..., :-1]
+        return torch.cat([image, left], dim=1)
+
+
+def test_d4_is_the_mean_over_all_mirrored_and_turned_copies() -> None:
+    tiles = torch.rand(2, 1, 12, 12)
+
+    found = predictor(Asymmetric(), torch.device("cpu"), tta="d4")(tiles)
+
+    padded = torch.nn.functional.pad(tiles, (1, 1, 1, 1))
+    around = (padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:] + padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]) / 4
+    torch.testing.assert_close(found, torch.cat([tiles, around], dim=1))
+
+
+def test_half_precision_is_near_and_is_told(tmp_path: Path) -> None:
+    source, network = draw(tmp_path / "source.tif", noise(3)), unet(depth=1)
+    tiles = torch.rand(1, 3, 32, 32) * 255
+
+    half = predictor(network, torch.device("cpu"), precision="bf16-mixed")(tiles)
+    full = predictor(network, torch.device("cpu"))(tiles)
+    predict_raster(network, source, tmp_path / "map.tif", precision="bf16-mixed")
+
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05 * float(full.abs().max()))
+    with rasterio.open(tmp_path / "map.tif") as made:
+        assert made.tags()["geonorm_tile_independent"] == "within rounding"
+        assert made.tags()["geonorm_rounding"] == "bf16-mixed"
+
+
+def test_blending_is_told_and_brings_two_grids_closer(tmp_path: Path) -> None:
+    source, network = draw(tmp_path / "source.tif", noise(3, 120, 150)), unet(GroupNorm, depth=1)
+
+    def flips(blend: Blend) -> float:
+        maps = []
+        for offset in (0, 16):
+            path = tmp_path / f"{blend}_{offset}.tif"
+            where = (offset, offset)
+            predict_raster(network, source, path, core_px=32, halo=16, blend=blend, grid_offset_px=where)
+            maps.append(labels_in(path))
+        return float((maps[0] != maps[1]).mean())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GeonormWarning)  # the labels depend on the tiles: that is the point
+        assert flips("hann") < flips("none")
+    with rasterio.open(tmp_path / "hann_0.tif") as made:
+        assert made.tags()["geonorm_blend"] == "hann"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--area", "1", "2"], "--area must be a vector file"),
+        (["--blend", "cubic"], "invalid choice"),
+        (["--bands", "1"], "takes 3 bands"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path, words: list[str], message: str
+) -> None:
+    source = draw(tmp_path / "source.tif", noise(3))
+
+    assert main(["predict", str(checkpoint), str(source), str(tmp_path / "map.tif"), *words]) == 2
+
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.glob("*map*")] == []
+
+
+def test_a_folder_is_labelled_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    cut(tmp_path / "parts", noise(3), [25], [])
+    (tmp_path / "maps").mkdir()
+
+    assert main(["predict", str(checkpoint), str(tmp_path / "parts"), str(tmp_path / "maps"), "--vectors", "gpkg"]) == 0
+
+    assert sorted(path.suffix for path in (tmp_path / "maps").iterdir()) == [".gpkg", ".tif", ".tif"]
+    assert capsys.readouterr().out.count("pixels labelled") == 2
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return a checkpoint of a small network for three bands."""
+    described = as_trained(unet(depth=1, width=4))
+    path = tmp_path / "model.ckpt"
+    arguments = {"depth": 1, "width": 4}
+    described = replace(
+        described,
+        network_path={"class_path": "geonorm.models.UNet", "init_args": arguments},
+        norm_path={"class_path": "geonorm.norms.BatchNorm", "init_args": {}},
+    )
+    save_model(described, path)
+    return path
