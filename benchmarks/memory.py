@@ -29,7 +29,15 @@ checkpoint, source, target, core_px, halo = sys.argv[1:]
 halo = int(halo) if halo.isdigit() else halo
 predict_raster(checkpoint, source, target, core_px=int(core_px), halo=halo, on_plan=lambda t: print(t, file=sys.stderr))
 """
-PEAK = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+# Not getrusage on Linux: there a child begins with the peak of its parent.
+PEAK = """
+import pathlib, resource, sys
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def main(checkpoint: str, raster: str, core_px: str = "512", halo: str = "auto") -> None:
