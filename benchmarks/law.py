@@ -16,7 +16,7 @@ import torch
 from affine import Affine
 from torch import Tensor
 
-from geonorm.inference.predict import Job, prepare
+from geonorm.inference.job import Job, prepare
 from geonorm.models import tile_geometry
 from geonorm.raster.read import Reader, open_raster
 from geonorm.raster.window import Window

@@ -20,7 +20,7 @@ from geonorm.errors import GeonormWarning
 from geonorm.evaluation.measures import no_disagreement
 from geonorm.evaluation.shift import compare_grids
 from geonorm.inference.halo import sampled_cores
-from geonorm.inference.predict import Job, prepare
+from geonorm.inference.job import Job, prepare
 from geonorm.models.predictor import predictor
 from geonorm.raster.read import Reader, open_raster
 from geonorm.raster.window import Window

@@ -18,7 +18,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.evaluation import shift_consistency
 from geonorm.evaluation.shift import rows_together, short_names, table
 from geonorm.inference import predict_raster
-from geonorm.inference.predict import as_trained
+from geonorm.inference.job import as_trained
 from geonorm.models import UNet
 from geonorm.norms import BatchNorm, GroupNorm, LocalContextNorm, NormFactory
 from geonorm.tasks.checkpoint import TrainedModel

@@ -9,7 +9,7 @@ from torch import nn
 
 from geonorm.data.spec import INRIA, DatasetSpec
 from geonorm.inference.info import describe_model
-from geonorm.inference.predict import as_trained
+from geonorm.inference.job import as_trained
 from geonorm.models import Rescale, tile_geometry
 from geonorm.norms import BatchNorm, GroupNorm
 from geonorm.tasks.checkpoint import TrainedModel

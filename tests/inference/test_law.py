@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.halo import Halo
-from geonorm.inference.predict import Job, as_trained, prepare
+from geonorm.inference.job import Job, as_trained, prepare
 from geonorm.models import Rescale, TileGeometry, UNet, tile_geometry
 from geonorm.models.predictor import predictor
 from geonorm.models.unet import Padding

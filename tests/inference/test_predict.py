@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import geonorm
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
 from geonorm.inference import predict_raster
-from geonorm.inference.predict import NODATA_LABEL, as_trained
+from geonorm.inference.job import as_trained
+from geonorm.inference.predict import NODATA_LABEL
 from geonorm.models import UNet
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geonorm.cli import main
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference import Options, predict_raster, predict_rasters
-from geonorm.inference.predict import as_trained
+from geonorm.inference.job import as_trained
 from geonorm.models import Rescale
 from geonorm.models.predictor import predictor
 from geonorm.norms import BatchNorm, GroupNorm

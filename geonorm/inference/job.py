@@ -1,0 +1,217 @@
+"""A raster, a model and a plan, ready to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from geonorm import __version__
+from geonorm.data.spec import DatasetSpec
+from geonorm.errors import GeonormWarning, name_some
+from geonorm.inference.halo import Halo, HaloChoice, choose_halo
+from geonorm.models import TileGeometry, tile_geometry
+from geonorm.models.predictor import Orientations, Precision, predictor
+from geonorm.models.rescale import rescale_of
+from geonorm.raster.read import RasterSource
+from geonorm.tasks.checkpoint import TrainedModel, load_model
+from geonorm.tasks.segmentation import network_of
+from geonorm.tiling.blending import Blend
+from geonorm.tiling.engine import Counts, Predict, Strip, labels_of, predict_strips, predict_whole
+from geonorm.tiling.plan import Plan
+from geonorm.tiling.supply import Supply
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A raster, a model and a plan, ready to run."""
+
+    model: TrainedModel
+    reader: RasterSource
+    geometry: TileGeometry
+    plan: Plan
+    halo: HaloChoice
+    predict: Predict
+    fill: Tensor
+    blend: Blend = "none"
+    counts: Counts | None = None
+    rounding: tuple[str, ...] = ()
+    """What makes the logits of a pixel follow from the tiles within rounding, such as half precision."""
+
+    def strips(
+        self,
+        *,
+        finish: Callable[[Tensor], Tensor] = labels_of,
+        batch_size: int = 1,
+        skip: Collection[int] = (),
+        progress: bool = False,
+        title: str = "labelling",
+    ) -> Iterator[Strip]:
+        """Yield the raster's strips from the top; see `geonorm.tiling.engine.predict_strips`."""
+        done = len(skip) * self.plan.axes[1].num_cores
+        bar = tqdm(total=self.plan.num_tiles, initial=done, unit="tile", desc=title, disable=not progress)
+        # A reader of its own for the thread that reads ahead.
+        with self.reader.reopen() as ahead, bar:
+            supply = Supply(
+                [ahead.read],
+                self.plan,
+                block_shape=ahead.block_shape,
+                dtype=ahead.dtype,
+                num_bands=len(ahead.bands),
+                fill=self.fill,
+                holds_data=self.reader.holds_data,
+            )
+            with supply:
+                yield from predict_strips(
+                    self.reader.read,
+                    self.predict,
+                    self.plan,
+                    fill=self.fill,
+                    finish=finish,
+                    batch_size=batch_size,
+                    skip=skip,
+                    blend=self.blend,
+                    counts=self.counts,
+                    supply=supply,
+                    on_tiles=bar.update,
+                )
+
+    def whole(self, *, finish: Callable[[Tensor], Tensor] = labels_of) -> Strip:
+        """Return the whole-image pass, for rasters small enough."""
+        return predict_whole(self.reader.read, self.predict, self.plan, fill=self.fill, finish=finish)
+
+    def moved(self, shift_px: int, reader: RasterSource) -> Job:
+        """Return the same job with its grid moved down and to the right, reading through another reader."""
+        row, col = self.plan.grid_offset_px
+        return replace(self, reader=reader, plan=replace(self.plan, grid_offset_px=(row + shift_px, col + shift_px)))
+
+    def in_words(self) -> str:
+        """Return the plan as text for a user."""
+        plan, (rows, cols) = self.plan, self.plan.axes
+        local_px = self.model.localized_px
+        return "\n".join(
+            [
+                *([] if local_px is None else [f"network  localized: norms over windows of {local_px} px"]),
+                f"source   {self.reader.path}: {plan.height} x {plan.width} px, {len(self.reader.bands)} bands, "
+                f"{self.reader.dtype}",
+                f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
+                f"{plan.overhead:.2f} times the compute",
+                f"halo     {self.halo.why}",
+                f"grid     anchored to the CRS at multiples of {plan.network.stride_px} px; "
+                f"first pixel at row {plan.first_index[0]}, column {plan.first_index[1]}",
+            ]
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """Return what the map's tags say of its making; no time, no host."""
+        return {
+            "geonorm_version": __version__,
+            "geonorm_checkpoint": self.model.name,
+            "geonorm_network": json.dumps(self.model.network_path),
+            "geonorm_norm": json.dumps(self.model.norm_path),
+            **({} if self.model.localized_px is None else {"geonorm_localized_px": str(self.model.localized_px)}),
+            "geonorm_core_px": str(self.plan.core_px),
+            "geonorm_halo_px": str(self.plan.axes[0].aligned_halo_px),
+            "geonorm_halo_kind": self.halo.kind,
+            "geonorm_stride_px": str(self.plan.network.stride_px),
+            "geonorm_grid_offset_px": json.dumps(list(self.plan.grid_offset_px)),
+            **({} if self.blend == "none" else {"geonorm_blend": self.blend}),
+            **({"geonorm_rounding": ", ".join(self.rounding)} if self.rounding else {}),
+            "geonorm_tile_independent": self._tile_independent(),
+        }
+
+    def _tile_independent(self) -> str:
+        if self.halo.kind != "exact":
+            return "no"
+        return "within rounding" if self.rounding or self.blend != "none" else "yes"
+
+
+def prepare(
+    model: TrainedModel,
+    reader: RasterSource,
+    *,
+    core_px: int = 512,
+    halo: Halo = "auto",
+    grid_offset_px: tuple[int, int] = (0, 0),
+    device: str = "cpu",
+    precision: Precision = "32-true",
+    tta: Orientations = "none",
+    compile: bool = False,
+    blend: Blend = "none",
+    counts: Counts | None = None,
+    progress: bool = False,
+) -> Job:
+    """Return the job of labelling an open raster; choose its halo, and warn where labels depend on the tiles."""
+    geometry = tile_geometry(model.network)
+    plan = Plan(
+        height=reader.grid.height,
+        width=reader.grid.width,
+        core_px=core_px,
+        network=network_of(geometry),
+        first_index=reader.grid.first_index,
+        grid_offset_px=grid_offset_px,
+    )
+    fill = rescale_of(model.network).mean.detach().cpu()
+    predict = predictor(model.network, torch.device(device), precision=precision, tta=tta, compile=compile)
+    with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
+        choice = choose_halo(halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update)
+    if geometry.unbounded:
+        warnings.warn(
+            f"The labels depend on the tiles, whatever the halo: {name_some(geometry.unbounded)} see the whole input. "
+            f"{choice.why[0].upper()}{choice.why[1:]}.",
+            GeonormWarning,
+            stacklevel=2,
+        )
+    return Job(
+        model=model,
+        reader=reader,
+        geometry=geometry,
+        plan=replace(plan, halo_px=choice.halo_px),
+        halo=choice,
+        predict=predict,
+        fill=fill,
+        blend=blend,
+        counts=counts,
+        rounding=tuple([precision] * (precision != "32-true") + ["compiled"] * compile),
+    )
+
+
+def as_trained(model: nn.Module | TrainedModel | Path) -> TrainedModel:
+    """Return a model with its facts; a bare network gets numbered classes."""
+    if isinstance(model, TrainedModel):
+        return model
+    if not isinstance(model, nn.Module):
+        return load_model(os.fspath(model))
+    bands = len(rescale_of(model).mean)
+    geometry = tile_geometry(model)
+    with torch.no_grad():
+        num_classes = predictor(model, torch.device("cpu"))(
+            torch.zeros(1, bands, geometry.least_px, geometry.least_px)
+        ).shape[1]
+    return TrainedModel(
+        network=model,
+        spec=numbered_spec(bands, num_classes),
+        network_path={"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": {}},
+        norm_path={},
+        name="",
+        version=__version__,
+    )
+
+
+def numbered_spec(num_bands: int, num_classes: int) -> DatasetSpec:
+    """Return facts for a network that nothing else is known of."""
+    hues = [round(255 * label / max(1, num_classes - 1)) for label in range(num_classes)]
+    return DatasetSpec(
+        bands=tuple(f"band {band + 1}" for band in range(num_bands)),
+        class_names=tuple(f"class {label}" for label in range(num_classes)),
+        class_colors=tuple((hue, hue, 255 - hue) for hue in hues),
+        scored_classes=tuple(range(num_classes)),
+    )
