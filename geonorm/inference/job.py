@@ -63,11 +63,10 @@ class Job:
             supply = Supply(
                 [ahead.read],
                 self.plan,
-                block_shape=ahead.block_shape,
+                block_rows=ahead.block_shape[0],
                 dtype=ahead.dtype,
-                num_bands=len(ahead.bands),
                 fill=self.fill,
-                holds_data=self.reader.holds_data,
+                holds_data=ahead.holds_data,
             )
             with supply:
                 yield from predict_strips(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +44,14 @@ class Strip:
 
 @dataclass(frozen=True)
 class Panel:
-    """Finished pixels of a strip: all of it, or some columns."""
+    """What the tiles of one row say."""
 
-    patch: Patch
-    """Which pixels."""
-    outputs: Mapping[str, Tensor]
-    """By name what was asked for, each ``(..., rows, cols)``; empty where no pixel counts."""
+    row: int
+    """First row of its pixels."""
+    output: Tensor | None
+    """What was asked for, ``(..., rows, W)``; None where no pixel counts, and no tile was looked at."""
     valid: NDArray[np.bool_]
-    """True where the raster has data that is wanted, shape ``(rows, cols)``, bool."""
+    """True where the raster has data that is wanted, shape ``(rows, W)``, bool."""
 
 
 def labels_of(logits: Tensor) -> Tensor:
@@ -93,24 +93,23 @@ def predict_strips(
     strips = [strip for strip, row in enumerate(plan.axes[0].spans()) if row.core_start not in skip]
     blended = None
     if blend != "none":
-        blended = Blended(network, plan, blend=blend, finish={"": finish}, counts=counts, on_tiles=on_tiles)
+        blended = Blended(network, plan, blend=blend, finish=finish, counts=counts, on_tiles=on_tiles)
     order = patches(plan, strips if blended is None else blended.rows_for(strips))
     views = ((patch, view_of(read, plan, patch.row, patch.cols, fill=fill)) for patch in order)
     shape: tuple[Sequence[int], torch.dtype] | None = None
     for patch, view in views if supply is None else supply.views(order):
         if blended is None:
-            panels = [predict_panel(patch, view, network, plan, finish={"": finish}, counts=counts, on_tiles=on_tiles)]
+            panels = [predict_panel(patch, view, network, plan, finish=finish, counts=counts, on_tiles=on_tiles)]
         else:
             blended.add(patch, view)
             panels = [blended.panel(strip) for strip in blended.complete(strips)]
         for panel in panels:
-            if panel.outputs:
-                output = panel.outputs[""]
-                shape = output.shape[:-2], output.dtype
-            else:
+            output = panel.output
+            if output is None:
                 shape = shape or _shape_of(predict, plan, fill, finish)
                 output = torch.zeros((*shape[0], *panel.valid.shape), dtype=shape[1])
-            yield Strip(panel.patch.row.core_start, output, panel.valid)
+            shape = output.shape[:-2], output.dtype
+            yield Strip(panel.row, output, panel.valid)
 
 
 def predict_panel(
@@ -119,7 +118,7 @@ def predict_panel(
     network: Halving,
     plan: Plan,
     *,
-    finish: Mapping[str, Finish],
+    finish: Finish,
     counts: Counts | None = None,
     on_tiles: Callable[[int], None] = lambda tiles: None,
 ) -> Panel:
@@ -130,39 +129,35 @@ def predict_panel(
         view: The pixels around them.
         network: The network, with its batch size.
         plan: Where the tiles lie.
-        finish: By name, what to keep of the logits.
+        finish: What to keep of the logits.
         counts: Which pixels are wanted, all where None.
         on_tiles: Called with the number of tiles done since the last call.
     """
-    window, outputs = patch.core, dict[str, Tensor]()
-    valid = view.valid(window)
-    if counts is not None:
-        valid &= counts(window)
+    window, valid = patch.core, _counted(view, patch.core, counts)
     wanted = [span for span in patch.cols if valid[:, _within(window, span)].any()]
     if len(wanted) < len(patch.cols):
         on_tiles(len(patch.cols) - len(wanted))
+    output: Tensor | None = None
 
-    def put(batch: Sequence[Span], kept: Sequence[Mapping[str, Tensor]]) -> None:
-        for span, one in zip(batch, kept, strict=True):
-            for name, core in one.items():
-                if name not in outputs:
-                    outputs[name] = torch.zeros((*core.shape[:-2], window.height, window.width), dtype=core.dtype)
-                outputs[name][..., _within(window, span)] = core.cpu()
+    def put(batch: Sequence[Span], cores: Sequence[Tensor]) -> None:
+        nonlocal output
+        for span, core in zip(batch, cores, strict=True):
+            output = _put(output, core, window, span)
         on_tiles(len(batch))
 
     # One batch behind, so that a GPU computes the next while this one is fetched.
-    waiting: tuple[Sequence[Span], list[dict[str, Tensor]]] | None = None
+    waiting: tuple[Sequence[Span], list[Tensor]] | None = None
     for batch, logits in network.answers(view, patch.row, wanted):
-        kept = []
-        for span, tile in zip(batch, logits, strict=True):
-            core = _core(tile[None], patch.row, span, plan.network.margin_px)
-            kept.append({name: keep(core)[0] for name, keep in finish.items()})
+        cores = [
+            finish(_core(tile[None], patch.row, span, plan.network.margin_px))[0]
+            for span, tile in zip(batch, logits, strict=True)
+        ]
         if waiting is not None:
             put(*waiting)
-        waiting = batch, kept
+        waiting = batch, cores
     if waiting is not None:
         put(*waiting)
-    return Panel(patch, outputs, valid)
+    return Panel(window.row, output, valid)
 
 
 class Blended:
@@ -177,7 +172,7 @@ class Blended:
         plan: Plan,
         *,
         blend: Blend,
-        finish: Mapping[str, Finish],
+        finish: Finish,
         counts: Counts | None = None,
         on_tiles: Callable[[int], None] = lambda tiles: None,
     ) -> None:
@@ -213,7 +208,7 @@ class Blended:
     def panel(self, strip: int) -> Panel:
         """Return a strip that is `complete`."""
         patch, valid = self._rows[strip].patch, self._rows[strip].valid
-        window, outputs = patch.core, dict[str, Tensor]()
+        window, output = patch.core, None
         rows = [self._rows[near] for near in self._around(strip)]
         for span in patch.cols:  # a few columns at a time: what is made of the logits takes memory as well
             cols = _within(window, span)
@@ -230,12 +225,8 @@ class Blended:
                 weight[here] += row.weights[there]
             assert total is not None  # the strip's own row has every column in which it has data
             logits = (total / weight[:, None])[None]
-            for name, keep in self._finish.items():
-                core = keep(logits)[0]
-                if name not in outputs:
-                    outputs[name] = torch.zeros((*core.shape[:-2], window.height, window.width), dtype=core.dtype)
-                outputs[name][..., cols] = core
-        return Panel(patch, outputs, valid)
+            output = _put(output, self._finish(logits)[0], window, span)
+        return Panel(window.row, output, valid)
 
     def _row(self, patch: Patch, view: View) -> _BlendedRow:
         """Return the logits of a row of tiles, their mean where two overlap."""
@@ -262,9 +253,7 @@ class Blended:
             self._on_tiles(len(batch))
         if total is not None:
             total.div_(weight.clamp(min=torch.finfo(weight.dtype).tiny))  # 0 where no tile went
-        valid = view.valid(patch.core)
-        if self._counts is not None:
-            valid &= self._counts(patch.core)
+        valid = _counted(view, patch.core, self._counts)
         return _BlendedRow(patch, top, total, self._weights[first : first + bottom - top], valid)
 
 
@@ -351,7 +340,7 @@ def predict_tile(
 
 def view_of(read: Read, plan: Plan, row: Span, cols: Sequence[Span], *, fill: Tensor) -> View:
     """Return the pixels that some cores need, read at once."""
-    window = Patch(0, row, tuple(cols), is_last=True).reads(plan)
+    window = Patch(0, row, tuple(cols)).reads(plan)
     chunk = chunk_of(window, pixels := read(window))
     return View([chunk], plan, fill, pixels.values.dtype)
 
@@ -366,6 +355,20 @@ def _shape_of(predict: Predict, plan: Plan, fill: Tensor, finish: Finish) -> tup
     side_px = plan.network.side_px(2 * plan.network.margin_px + 1)
     output = finish(predict(fill.to(torch.float32)[None, :, None, None].expand(-1, -1, side_px, side_px)))
     return output.shape[1:-2], output.dtype
+
+
+def _counted(view: View, window: Window, counts: Counts | None) -> NDArray[np.bool_]:
+    """Return which pixels have data and are wanted."""
+    valid = view.valid(window)
+    return valid if counts is None else valid & counts(window)
+
+
+def _put(output: Tensor | None, core: Tensor, window: Window, span: Span) -> Tensor:
+    """Return what a row of tiles says of a window with one core filled in; the first decides the shape."""
+    if output is None:
+        output = torch.zeros((*core.shape[:-2], window.height, window.width), dtype=core.dtype)
+    output[..., _within(window, span)] = core.cpu()
+    return output
 
 
 def _within(window: Window, span: Span) -> slice:

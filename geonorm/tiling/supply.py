@@ -21,8 +21,6 @@ from geonorm.tiling.plan import Plan, Span
 Read = Callable[[Window], Pixels]
 """Returns the pixels of a window that lies inside the raster."""
 
-LIVE_BYTES = 2**30
-"""What the chunks in memory may hold before the raster is read in columns, each of which decodes its halo anew."""
 TALLEST_BLOCK_PX = 4096
 """Blocks that are higher are cut."""
 AS_THEY_ARE = (np.uint8, np.int8, np.int16, np.int32)
@@ -31,14 +29,12 @@ AS_THEY_ARE = (np.uint8, np.int8, np.int16, np.int32)
 
 @dataclass(frozen=True)
 class Patch:
-    """The part of a strip that is worked on at a time: the cores of a row of tiles, or some of them."""
+    """Some cores of one row of tiles."""
 
     strip: int
     """Which row of cores, counted from the top of the grid."""
     row: Span
     cols: tuple[Span, ...]
-    is_last: bool
-    """Whether the strip ends with it."""
 
     @property
     def core(self) -> Window:
@@ -141,9 +137,8 @@ class Supply:
         reads: Sequence[Read],
         plan: Plan,
         *,
-        block_shape: tuple[int, int] | None,
+        block_rows: int,
         dtype: np.dtype[Any],
-        num_bands: int,
         fill: Tensor,
         holds_data: Callable[[Window], bool] = lambda window: True,
     ) -> None:
@@ -152,9 +147,8 @@ class Supply:
         Args:
             reads: Readers of the same raster that do not share files.
             plan: Where the tiles lie.
-            block_shape: Rows and columns of the blocks of the file.
+            block_rows: Rows of the blocks of the file.
             dtype: Type of the values.
-            num_bands: Bands C.
             fill: What pixels without data hold.
             holds_data: False for windows of which it is known, without reading, that no pixel counts.
         """
@@ -162,12 +156,12 @@ class Supply:
         self._fill = fill
         self._dtype = dtype
         self._holds_data = holds_data
-        self.chunk_shape = chunk_shape(plan, block_shape, bytes_per_px=num_bands * dtype.itemsize)
+        self._chunk_rows = chunk_rows(plan, block_rows)
         self._free: SimpleQueue[Read] = SimpleQueue()
         for read in reads:
             self._free.put(read)
         self._pool = ThreadPoolExecutor(len(reads), thread_name_prefix="read")
-        self._coming: dict[tuple[int, int], Future[Chunk]] = {}
+        self._coming: dict[int, Future[Chunk]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -184,24 +178,18 @@ class Supply:
         while patch is not None:
             following = next(coming, None)
             needed = self._chunks_of(patch)
-            wanted = needed + (self._chunks_of(following) if following is not None else [])
-            self._coming = {key: self._coming.get(key) or self._order(key) for key in dict.fromkeys(wanted)}
-            chunks = [self._coming[key].result() for key in needed]
+            wanted = {*needed, *(self._chunks_of(following) if following is not None else ())}
+            self._coming = {
+                number: self._coming.get(number) or self._pool.submit(self._read, number) for number in sorted(wanted)
+            }
+            chunks = [self._coming[number].result() for number in needed]
             yield patch, View(chunks, self._plan, self._fill, self._dtype)
             del chunks
             patch = following
 
-    def _order(self, key: tuple[int, int]) -> Future[Chunk]:
-        return self._pool.submit(self._read, key)
-
-    def _read(self, key: tuple[int, int]) -> Chunk:
-        (row, col), (rows, cols) = key, self.chunk_shape
-        window = Window(
-            row * rows,
-            col * cols,
-            min(rows, self._plan.height - row * rows),
-            min(cols, self._plan.width - col * cols),
-        )
+    def _read(self, number: int) -> Chunk:
+        first = number * self._chunk_rows
+        window = Window(first, 0, min(self._chunk_rows, self._plan.height - first), self._plan.width)
         if not self._holds_data(window):
             return Chunk(window, None, all_valid=False)
         read = self._free.get()
@@ -210,13 +198,9 @@ class Supply:
         finally:
             self._free.put(read)
 
-    def _chunks_of(self, patch: Patch) -> list[tuple[int, int]]:
-        window, (rows, cols) = patch.reads(self._plan), self.chunk_shape
-        return [
-            (row, col)
-            for row in range(window.row // rows, -(-window.row_end // rows))
-            for col in range(window.col // cols, -(-window.col_end // cols))
-        ]
+    def _chunks_of(self, patch: Patch) -> range:
+        window = patch.reads(self._plan)
+        return range(window.row // self._chunk_rows, -(-window.row_end // self._chunk_rows))
 
 
 def chunk_of(window: Window, pixels: Pixels) -> Chunk:
@@ -230,40 +214,17 @@ def chunk_of(window: Window, pixels: Pixels) -> Chunk:
     return Chunk(window, pixels, all_valid=all_valid)
 
 
-def patches(plan: Plan, strips: Iterable[int], *, most_px: int | None = None) -> Iterator[Patch]:
-    """Yield the patches of some strips, each strip from the left; ``most_px`` columns at a time, or one core's."""
-    rows, cols = plan.axes
-    spans = list(cols.spans())
-    per_patch = len(spans) if most_px is None else max(1, most_px // plan.core_px)
-    all_rows = list(rows.spans())
+def patches(plan: Plan, strips: Iterable[int]) -> Iterator[Patch]:
+    """Yield all cores of some rows of tiles, row by row."""
+    rows, cols = (tuple(axis.spans()) for axis in plan.axes)
     for strip in strips:
-        for first in range(0, len(spans), per_patch):
-            part = tuple(spans[first : first + per_patch])
-            yield Patch(strip, all_rows[strip], part, is_last=first + per_patch >= len(spans))
+        yield Patch(strip, rows[strip], cols)
 
 
-def chunk_shape(plan: Plan, block_shape: tuple[int, int] | None, *, bytes_per_px: int) -> tuple[int, int]:
-    """Return rows and columns of what is read at a time: whole blocks, about a core high.
-
-    As wide as the raster where that fits into `LIVE_BYTES`: then every block is decoded once.
-    """
-    block_rows, block_cols = block_shape or (1, 1)
+def chunk_rows(plan: Plan, block_rows: int) -> int:
+    """Return how many rows are read at a time: whole blocks, about a core high."""
     block_rows = 1 if block_rows > TALLEST_BLOCK_PX else block_rows
-    rows = min(block_rows * max(1, round(plan.core_px / block_rows)), plan.height)
-    row_bytes = live_rows(plan, rows) * bytes_per_px
-    if plan.width * row_bytes <= LIVE_BYTES or block_cols >= plan.width:
-        return rows, plan.width
-    # A patch of a few cores meets up to three columns of chunks.
-    most = max(plan.read_px, LIVE_BYTES // (3 * row_bytes))
-    return rows, min(plan.width, block_cols * max(1, most // block_cols))
-
-
-def live_rows(plan: Plan, chunk_rows: int) -> int:
-    """Return how many rows are in memory at most: those of a read, rounded out to chunks, and a chunk that comes."""
-    axis = plan.axes[0]
-    read_px = min(axis.read_px, axis.whole_px, plan.height)
-    chunks = -(-read_px // chunk_rows) + 1 + -(-plan.core_px // chunk_rows)
-    return min(plan.height, chunks * chunk_rows)
+    return min(block_rows * max(1, round(plan.core_px / block_rows)), plan.height)
 
 
 def reflect(start: int, length: int, size: int) -> NDArray[np.intp]:
