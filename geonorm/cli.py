@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text, add_help=False)
     for name, text, add, run in (
         ("predict", "label a raster of any size", _add_predict, _predict),
+        ("merge", "put together what shards have labelled", _add_merge, _merge),
         ("shift", "measure whether labels depend on where the tiles lie", _add_shift, _shift),
         ("localize", "give a trained network local statistics, so that its tiles agree", _add_localize, _localize),
         ("ratios", "show what Switchable Norm chose, layer by layer and over training", _add_ratios, _ratios),
@@ -82,6 +83,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "source", nargs="+", help="raster to label; several, a folder or a .txt list: neighbours are read as one"
     )
     parser.add_argument("target", help="map to write (Cloud-Optimized GeoTIFF); a folder for several")
+    parser.add_argument("--core_px", default="512", help="side of the square one network call writes, or auto")
     _add_tiling(parser)
     parser.add_argument(
         "--blend", choices=("none", "linear", "hann"), default="none", help="average the tiles where they overlap"
@@ -108,19 +110,47 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="FILE | LEFT BOTTOM RIGHT TOP",
         help="part to label: a vector file, or four coordinates in the CRS of the raster",
     )
+    parser.add_argument(
+        "--resolution_m",
+        default=None,
+        help="ground size of the pixels that the network sees, in metres; auto: that of its training",
+    )
+    parser.add_argument(
+        "--output_grid",
+        choices=("source", "model"),
+        default="source",
+        help="grid of the map if the raster is resampled: the raster's own, or that of the pixels the network saw",
+    )
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        choices=("labels", "probabilities", "logits"),
+        default=("labels",),
+        help="what to write; the first gets the name of the target, the others theirs beside it",
+    )
     parser.add_argument("--vectors", choices=("gpkg", "parquet"), default=None, help="write polygons as well")
     parser.add_argument("--min_area_px", type=int, default=0, help="leave out polygons of fewer pixels")
     parser.add_argument("--simplify_px", type=float, default=0.0, help="how far the outline of a polygon may move")
+    parser.add_argument(
+        "--shard",
+        default=None,
+        metavar="I/N",
+        help="label every n-th strip only; else as torchrun, SLURM or another launcher says",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run has finished")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="say what would be done and what it takes, and write nothing"
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:
     from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 
+    shard = _shard(options.shard)
     settings: dict[str, Any] = {
-        "core_px": options.core_px,
+        "core_px": _core_px(options.core_px),
         "halo": _halo(options.halo),
         "grid_offset_px": tuple(options.grid_offset_px),
         "blend": options.blend,
@@ -133,12 +163,17 @@ def _predict(options: argparse.Namespace) -> None:
         "nodata": options.nodata,
         "nodata_rule": options.nodata_rule,
         "area": None if options.area is None else _area(options.area),
+        "resolution_m": _resolution_m(options.resolution_m),
+        "output_grid": options.output_grid,
+        "outputs": tuple(options.outputs),
         "vectors": options.vectors,
         "min_area_px": options.min_area_px,
         "simplify_px": options.simplify_px,
         "overwrite": options.overwrite,
         "restart": options.restart,
-        "progress": True,
+        "shard": shard,
+        "dry_run": options.dry_run,
+        "progress": shard.local_rank == 0,
     }
     sources: list[str] = options.source
     model = load_model(options.checkpoint, trust=options.trust)
@@ -147,11 +182,44 @@ def _predict(options: argparse.Namespace) -> None:
         results = predict_rasters(model, sources, options.target, Options(**settings), on_plan=_say)
     else:
         results = [predict_raster(model, sources[0], options.target, **settings, on_plan=_say)]
-    for result in results:
-        shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
-        print(f"{result.target}: {result.valid_pixels} pixels labelled ({shares} by class)")
-    for vectors in dict.fromkeys(result.vectors for result in results if result.vectors is not None):
-        print(f"{vectors}: polygons")
+    for result in results if not options.dry_run else ():
+        print(f"{result.target}: {_outcome(result)}")
+    for other in dict.fromkeys(other for result in results if result.class_pixels for other in result.others):
+        print(other)
+
+
+def _outcome(result: Any) -> str:
+    if result.missing_strips:
+        return (
+            f"this shard is done; {result.missing_strips} strips of others are missing. The last one to finish puts "
+            f"the map together, or geonorm merge {result.target}"
+        )
+    if not result.class_pixels:
+        return "put together by another shard"
+    shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
+    return f"{result.valid_pixels} pixels labelled ({shares} by class)"
+
+
+def _shard(text: str | None) -> Any:
+    from geonorm.inference.shards import Shard
+
+    launched = Shard.from_environment()
+    if text is None:
+        return launched
+    if launched.count > 1:
+        raise InvalidConfigError(
+            f"--shard {text} and {launched.count} processes of a launcher share the raster out twice. Take one of them."
+        )
+    return Shard.parse(text)
+
+
+def _resolution_m(text: str | None) -> Any:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidConfigError(f"--resolution_m must be auto or a number of metres, got {text!r}.") from error
 
 
 def _say(text: str) -> None:
@@ -173,7 +241,6 @@ def _area(words: Sequence[str]) -> Any:
 
 
 def _add_tiling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--core_px", type=int, default=512, help="side of the square one network call writes")
     parser.add_argument("--halo", default="auto", help="pixels read beyond the core: auto, exact, measured or a number")
     parser.add_argument(
         "--grid_offset_px",
@@ -198,6 +265,15 @@ def _add_tiling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _core_px(text: str) -> Any:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidConfigError(f"--core_px must be auto or a number of pixels, got {text!r}.") from error
+
+
 def _halo(text: str) -> Any:
     try:
         return int(text)
@@ -220,6 +296,21 @@ def _device(name: str) -> str:
     return name
 
 
+# merge
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="map that the shards were to write; of several labelled as one, the first")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from geonorm.inference import merge
+
+    for file in merge(options.target, overwrite=options.overwrite, progress=True):
+        print(file)
+
+
 # shift
 
 
@@ -234,6 +325,7 @@ def _add_shift(parser: argparse.ArgumentParser) -> None:
         default=(128, 3),
         help="moves of the tile grid, down and right; multiples of the network's stride and others are kept apart",
     )
+    parser.add_argument("--core_px", type=int, default=512, help="side of the square one network call writes")
     _add_tiling(parser)
 
 

@@ -19,7 +19,7 @@ from geonorm.evaluation.measures import Disagreement, disagreement, no_disagreem
 from geonorm.evaluation.pictures import FlipPicture, draw_flips
 from geonorm.inference.halo import Halo
 from geonorm.inference.job import Job, prepare
-from geonorm.inference.predict import check_batch_size
+from geonorm.inference.options import check_batch_size
 from geonorm.raster.read import NodataRule, check_readable, open_raster
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tiling.engine import Strip

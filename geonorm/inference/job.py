@@ -139,6 +139,7 @@ def prepare(
     *,
     core_px: int = 512,
     halo: Halo = "auto",
+    known_halo: HaloChoice | None = None,
     grid_offset_px: tuple[int, int] = (0, 0),
     device: str = "cpu",
     precision: Precision = "32-true",
@@ -148,7 +149,25 @@ def prepare(
     counts: Counts | None = None,
     progress: bool = False,
 ) -> Job:
-    """Return the job of labelling an open raster; choose its halo, and warn where labels depend on the tiles."""
+    """Return the job of labelling an open raster; choose its halo, and warn where labels depend on the tiles.
+
+    What the settings mean is said at `geonorm.inference.options.Options`.
+
+    Args:
+        model: The network.
+        reader: The raster.
+        core_px: See there, as for the settings that follow.
+        halo: See there.
+        known_halo: What an earlier run of the same settings has measured.
+        grid_offset_px: See there.
+        device: Where to compute.
+        precision: See there.
+        tta: See there.
+        compile: See there.
+        blend: See there.
+        counts: Which pixels are wanted; all where None.
+        progress: Show a progress bar while a halo is measured.
+    """
     geometry = tile_geometry(model.network)
     plan = Plan(
         height=reader.grid.height,
@@ -160,8 +179,12 @@ def prepare(
     )
     fill = rescale_of(model.network).mean.detach().cpu()
     predict = predictor(model.network, torch.device(device), precision=precision, tta=tta, compile=compile)
-    with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
-        choice = choose_halo(halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update)
+    choice = known_halo
+    if choice is None:
+        with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
+            choice = choose_halo(
+                halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update
+            )
     if geometry.unbounded:
         warnings.warn(
             f"The labels depend on the tiles, whatever the halo: {name_some(geometry.unbounded)} see the whole input. "

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
+import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Self
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.inference.halo import Halo, HaloChoice
+from geonorm.inference.assembly import Assembly, Piece, PolygonPlan, assemble
+from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
+from geonorm.inference.forecast import available_memory, choose_core_px, forecast
+from geonorm.inference.halo import HaloChoice
 from geonorm.inference.job import Job, as_trained, prepare
-from geonorm.inference.journal import Journal
-from geonorm.models.predictor import Orientations, Precision
-from geonorm.raster.area import Area, AreaOnGrid
+from geonorm.inference.journal import Journal, StripFolder
+from geonorm.inference.options import Options
+from geonorm.inference.outputs import Kept
+from geonorm.models import tile_geometry
+from geonorm.raster.area import AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import Mosaic, group_neighbours
-from geonorm.raster.polygons import LabelRows, write_polygons
-from geonorm.raster.read import NodataRule, RasterSource, open_raster
+from geonorm.raster.read import RasterSource, open_raster, read_tags
+from geonorm.raster.resample import Resampled
 from geonorm.raster.sources import find_sources, target_names
 from geonorm.raster.window import Window
-from geonorm.raster.write import LabelWriter, check_target
+from geonorm.raster.write import check_target
 from geonorm.tasks.checkpoint import TrainedModel
-from geonorm.tiling.blending import Blend
-from geonorm.tiling.engine import labels_of
+from geonorm.tiling.engine import Strip
 from geonorm.tiling.plan import Plan
 
 Path = str | os.PathLike[str]
 
-NODATA_LABEL = 255
 RESOLUTION_FACTOR = 1.5
 """Beyond this factor between the raster's resolution and the training one, a warning is due."""
+SAME_RESOLUTION = 0.01
+"""By this share two resolutions may differ and still be one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,49 +59,17 @@ class Prediction:
     """Why that halo."""
     unbounded: tuple[str, ...]
     """What makes the labels depend on the tiles; empty where nothing does."""
-    valid_pixels: int
-    """Pixels that were labelled."""
-    class_pixels: tuple[int, ...]
-    """Pixels of each class."""
-    vectors: str | None = None
-    """The file of polygons, which neighbours share."""
+    missing_strips: int = 0
+    """Strips that other shards have not finished; the map is not there while any is missing."""
+    class_pixels: tuple[int, ...] = ()
+    """Pixels of each class; empty where another shard put the map together, or will, and after a dry run."""
+    others: tuple[str, ...] = ()
+    """Further files of the map: other outputs, and the polygons, which neighbours share."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a map is made; what each means is said at `predict_raster`."""
-
-    core_px: int = 512
-    halo: Halo = "auto"
-    grid_offset_px: tuple[int, int] = (0, 0)
-    blend: Blend = "none"
-    tta: Orientations = "none"
-    batch_size: int = 1
-    device: str = "cpu"
-    precision: Precision = "32-true"
-    compile: bool = False
-    bands: tuple[int, ...] | None = None
-    nodata: float | None = None
-    nodata_rule: NodataRule = "all"
-    area: Area | None = None
-    vectors: Literal["gpkg", "parquet"] | None = None
-    min_area_px: int = 0
-    simplify_px: float = 0.0
-    overwrite: bool = False
-    restart: bool = False
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        for name, allowed in (
-            ("blend", ("none", "linear", "hann")),
-            ("tta", ("none", "d4")),
-            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
-            ("vectors", (None, "gpkg", "parquet")),
-        ):
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(str(choice) for choice in allowed)
-                raise InvalidConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+    @property
+    def valid_pixels(self) -> int:
+        """Pixels that were labelled."""
+        return sum(self.class_pixels)
 
 
 def predict_raster(
@@ -103,26 +77,8 @@ def predict_raster(
     source: Path,
     target: Path,
     *,
-    core_px: int = 512,
-    halo: Halo = "auto",
-    grid_offset_px: tuple[int, int] = (0, 0),
-    blend: Blend = "none",
-    tta: Orientations = "none",
-    batch_size: int = 1,
-    device: str = "cpu",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    bands: Sequence[int] | None = None,
-    nodata: float | None = None,
-    nodata_rule: NodataRule = "all",
-    area: Area | None = None,
-    vectors: Literal["gpkg", "parquet"] | None = None,
-    min_area_px: int = 0,
-    simplify_px: float = 0.0,
-    overwrite: bool = False,
-    restart: bool = False,
-    progress: bool = False,
     on_plan: Callable[[str], None] = lambda text: None,
+    **settings: Any,
 ) -> Prediction:
     """Label a raster of any size and write a Cloud-Optimized GeoTIFF.
 
@@ -136,30 +92,8 @@ def predict_raster(
         model_or_checkpoint: A network that maps raw band values to logits, or a checkpoint of it.
         source: The raster; it needs at least as many bands as the model, which takes the first ones.
         target: The map to write: uint8, same grid and CRS, 255 where there is no data.
-        core_px: Side of the square that one network call writes, a multiple of the network's stride.
-        halo: Pixels read beyond the core: ``"exact"``, ``"measured"``, a number, or ``"auto"``.
-        grid_offset_px: Rows and columns by which the grid is moved from the origin of the CRS.
-        blend: For networks without an exact halo: the logits of tiles that overlap are averaged, with weights that fall
-            in a straight line (``"linear"``) or as a ``"hann"`` window does. This hides seams, it does not make the
-            labels independent of the tiles. The whole width of a strip's logits is then held in memory.
-        tta: ``"d4"``: average the logits over the eight mirrored and turned copies of each tile.
-        batch_size: Tiles per network call; halved, with a warning, when the device's memory is full.
-        device: Device to compute on.
-        precision: ``"32-true"``, or ``"bf16-mixed"`` or ``"16-mixed"`` for speed: labels then follow from the tiles
-            within the rounding.
-        compile: Compile the network with torch.
-        bands: Bands of the raster, counted from 1, in the order the model takes them; the first ones where None.
-        nodata: Value without data, beside what the raster itself declares.
-        nodata_rule: A pixel has no data where ``"all"`` or ``"any"`` of its bands have none.
-        area: The part of the raster to label; the map covers its bounding box. The network sees what lies around it.
-        vectors: Write polygons, too, beside the target: a GeoPackage or a GeoParquet file of the classes that are
-            scored, with class, name, pixels, area and mean probability.
-        min_area_px: Polygons of fewer pixels are left out.
-        simplify_px: By how much the outline of a polygon may move, in pixels.
-        overwrite: Replace an existing target.
-        restart: Discard the strips that an earlier run left, even one with other settings.
-        progress: Show a progress bar with rate and time left.
         on_plan: Called with the plan in words before the work begins.
+        settings: The fields of `Options`, which says what they mean.
 
     Raises:
         RasterError: The source cannot be read, the target not be written, or another process is making it.
@@ -167,31 +101,26 @@ def predict_raster(
         CheckpointError: The checkpoint is not one of geonorm.
         InvalidConfigError: A setting that cannot work with this model, or strips of a run with other settings.
     """
-    options = Options(
-        core_px=core_px,
-        halo=halo,
-        grid_offset_px=grid_offset_px,
-        blend=blend,
-        tta=tta,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        compile=compile,
-        bands=None if bands is None else tuple(bands),
-        nodata=nodata,
-        nodata_rule=nodata_rule,
-        area=area,
-        vectors=vectors,
-        min_area_px=min_area_px,
-        simplify_px=simplify_px,
-        overwrite=overwrite,
-        restart=restart,
-        progress=progress,
-    )
-    check_target(target, overwrite=overwrite or Journal.is_publishing(FilePath(target)), source=source)
+    options = Options(**settings)
+    going_on = options.shard.count > 1 or StripFolder(FilePath(target)).is_publishing
+    check_target(target, overwrite=options.overwrite or going_on, source=source)
     model = as_trained(model_or_checkpoint)
     with _open(model, source, options) as reader:
         return _label(model, reader, [source], [target], options, on_plan=on_plan)[0]
+
+
+def _show_settings_of(function: Any) -> None:
+    """Let ``help`` and completion show the fields of `Options` as keyword arguments."""
+    signature = inspect.signature(function)
+    shown = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+    shown += [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Options)
+    ]
+    function.__signature__ = signature.replace(parameters=shown)
+
+
+_show_settings_of(predict_raster)
 
 
 def predict_rasters(
@@ -226,14 +155,17 @@ def predict_rasters(
     for name in names:
         with _open(model, name, options) as reader:
             readers.append(reader)
-    done = []
+    done: list[Prediction] = []
     for group in group_neighbours(readers):
         files, maps = [names[index] for index in group], [targets[index] for index in group]
         source = readers[group[0]].reopen() if len(group) == 1 else Mosaic([readers[index] for index in group])
         with source:
-            done += _label(model, source, files, maps, options, on_plan=on_plan)
+            try:
+                done += _label(model, source, files, maps, options, on_plan=on_plan)
+            except AreaMissesError:
+                continue
     if not done:
-        raise InvalidConfigError(f"none of the {len(names)} rasters meets the area. Check its coordinates.")
+        raise AreaMissesError(f"none of the {len(names)} rasters meets the area. Check its coordinates and its CRS.")
     return done
 
 
@@ -246,21 +178,41 @@ def _open(model: TrainedModel, source: Path, options: Options) -> RasterSource:
     return open_raster(source, bands=bands, nodata_rule=options.nodata_rule, nodata=options.nodata)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A map to be made of a part of what is labelled."""
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A map to be made, checked and planned."""
 
-    source: Path
-    target: Path
-    window: Window
-    """Where it lies in what is labelled."""
-    grid: Grid
-    """The file's own, cut to the area: that of a mosaic may differ in the last digit."""
+    job: Job
+    plan: Assembly
+    layers: Kept
+    results: list[Prediction]
+    """What is to be returned, as far as it is known before."""
+    folder: FilePath
+    """Where the maps are to be."""
+    facts: dict[str, Any]
+    """What the strips follow from."""
+    config: str
+    """Letters that tell the settings."""
+    core: tuple[int, str]
+    """The core, and why it was chosen, if it was."""
+
+    @property
+    def strips(self) -> StripFolder:
+        """The finished strips."""
+        return StripFolder(self.folder / self.plan.pieces[0].name)
+
+    def in_words(self) -> str:
+        """Return the plan as text for a user."""
+        return "\n".join([self.job.in_words(), *([f"core     {self.core[1]}"] if self.core[1] else [])])
+
+    def is_made(self) -> bool:
+        """Whether the map is there, of the same settings: other shards were quicker."""
+        return not self.strips.path.exists() and _is_made(self.strips.target, self.config)
 
 
 def _label(
     model: TrainedModel,
-    reader: RasterSource,
+    source: RasterSource,
     sources: Sequence[Path],
     targets: Sequence[Path],
     options: Options,
@@ -268,24 +220,105 @@ def _label(
     on_plan: Callable[[str], None],
 ) -> list[Prediction]:
     """Make the maps of one raster, or of several that lie side by side."""
+    work = _prepare(model, source, sources, targets, options)
+    rows = {span.core_start for span in work.job.plan.axes[0].spans()}
+    if options.dry_run:
+        needs = forecast(
+            work.job,
+            batch_size=options.batch_size,
+            kept_bytes_per_px=work.layers.bytes_per_px,
+            skip=rows - {*work.plan.rows},
+            progress=options.progress,
+        )
+        on_plan(f"{work.in_words()}\n{needs.in_words()}")
+        return work.results
+    if options.shard.count > 1 and work.is_made():
+        return work.results
+    overwrite = options.overwrite or (work.strips.is_publishing and not options.restart)
+    journal = Journal(
+        work.strips.target,
+        work.facts,
+        rows=work.plan.rows,
+        plan={"core": work.core, "halo": asdict(work.job.halo), "assembly": work.plan.as_plain()},
+        shard=options.shard,
+        contiguous=options.blend != "none",
+        restart=options.restart,
+    )
+    with journal:
+        on_plan("\n".join([work.in_words(), *_progress_in_words(journal)]))
+        strips = work.job.strips(
+            finish=work.layers.finish,
+            batch_size=options.batch_size,
+            skip=rows - ({*journal.own_rows} & journal.missing),
+            progress=options.progress,
+        )
+        with _Keeper(journal, work.layers) as keeper:
+            for strip in strips:
+                keeper.keep(strip)
+        if missing := len(journal.missing):
+            return [replace(result, missing_strips=missing) for result in work.results]
+        with journal.strips.merging() as is_ours:
+            if not is_ours:
+                return work.results
+            class_pixels = assemble(work.plan, journal.strips, overwrite=overwrite, progress=options.progress)
+            journal.is_done()
+    return [replace(result, class_pixels=counts) for result, counts in zip(work.results, class_pixels, strict=True)]
+
+
+def _prepare(
+    model: TrainedModel, source: RasterSource, sources: Sequence[Path], targets: Sequence[Path], options: Options
+) -> _Work:
+    """Check all that can be checked before work, choose core and halo, and plan."""
+    reader = _resampled(source, model.spec, options)
     area = None if options.area is None else options.area.on(reader.grid)
-    pieces = _pieces(reader, sources, targets, area)
-    if not pieces:
-        return []
-    vectors = None if options.vectors is None else FilePath(pieces[0].target).with_suffix(f".{options.vectors}")
-    publishing = not options.restart and Journal.is_publishing(FilePath(pieces[0].target))
-    for piece in pieces:
-        check_target(piece.target, overwrite=options.overwrite or publishing, source=piece.source)
-    if vectors is not None:
-        check_target(vectors, overwrite=options.overwrite or publishing)
-    _warn_of_resolution(reader, model.spec)
+    pieces, files = _pieces(source, reader, sources, targets, area, options)
+    folder, layers = (
+        FilePath(files[0][1]).parent,
+        Kept(model.spec, options.outputs, with_confidence=options.vectors is not None),
+    )
+    polygons = None
+    if options.vectors is not None:
+        name = FilePath(pieces[0].name).with_suffix(f".{options.vectors}").name
+        polygons = PolygonPlan(name, tuple(model.spec.scored_classes), options.min_area_px, options.simplify_px)
+    plan = Assembly(
+        rows=(),
+        heights=(),
+        grid=reader.grid,
+        layers=layers.layers,
+        outputs=tuple(options.outputs),
+        pieces=tuple(pieces),
+        tags={},
+        polygons=polygons,
+    )
+    settings = setting_facts(model.network, reader, options)
+    config = config_hash(settings)
+    strips = StripFolder(folder / pieces[0].name)
+    going_on = strips.is_publishing and not options.restart
+    for file, target in files:
+        check_target(target, overwrite=True, source=file)
+    if options.shard.count == 1 or not _is_made(strips.target, config):
+        plan.check_targets(folder, overwrite=options.overwrite or going_on)
+    facts = {**source_facts(sources), **settings, **machine_facts(options)}
+    known = {} if options.restart else _known(strips, facts)
+    device = options.shard.device(options.device)
+    if options.core_px != "auto":
+        core = options.core_px, ""
+    else:
+        core = known.get("core") or choose_core_px(
+            tile_geometry(model.network),
+            network=model.network,
+            bands=len(reader.bands),
+            memory_bytes=available_memory(device),
+            batch_size=options.batch_size,
+        )
     job = prepare(
         model,
         reader,
-        core_px=options.core_px,
+        core_px=core[0],
         halo=options.halo,
+        known_halo=HaloChoice(**known["halo"]) if known else None,
         grid_offset_px=options.grid_offset_px,
-        device=options.device,
+        device=device,
         precision=options.precision,
         tta=options.tta,
         compile=options.compile,
@@ -293,167 +326,146 @@ def _label(
         counts=None if area is None else area.inside,
         progress=options.progress,
     )
-    bounds = _bounds([piece.window for piece in pieces])
-    spans = list(job.plan.axes[0].spans())
-    needed = [span.core_start for span in spans if span.core_start < bounds.row_end and span.core_stop > bounds.row]
-    unneeded = {span.core_start for span in spans} - {*needed}
-    facts = _facts(job, sources, options)
-    with Journal(FilePath(pieces[0].target), facts, num_strips=len(needed), restart=options.restart) as journal:
-        done = journal.rows
-        going_on = f"\nresumed  {len(done)} of {journal.num_strips} strips are done" if done else ""
-        on_plan(job.in_words() + going_on)
-        finish = labels_of if vectors is None else labels_and_confidence_of
-        for strip in job.strips(
-            finish=finish, batch_size=options.batch_size, skip=done | unneeded, progress=options.progress
-        ):
-            kept = strip.output.numpy()
-            (kept if vectors is None else kept[0])[~strip.valid] = NODATA_LABEL
-            journal.keep(strip.row, kept)
-        return _write(job, journal, pieces, overwrite=options.overwrite or publishing, vectors=vectors, options=options)
-
-
-def labels_and_confidence_of(logits: Tensor) -> Tensor:
-    """Return the class of the highest logit and its probability, 255 for 1: ``(N, K, h, w)`` -> ``(N, 2, h, w)``."""
-    highest = logits.softmax(dim=1).max(dim=1).values
-    return torch.stack([labels_of(logits), (highest * 255).round().to(torch.uint8)], dim=1)
-
-
-def _pieces(
-    reader: RasterSource, sources: Sequence[Path], targets: Sequence[Path], area: AreaOnGrid | None
-) -> list[_Piece]:
-    """Return the maps to make, without those that the area of interest leaves nothing of."""
-    places, grids = [Window(0, 0, reader.grid.height, reader.grid.width)], [reader.grid]
-    if isinstance(reader, Mosaic):
-        places, grids = list(reader.places), [source.grid for source in reader.sources]
-    pieces = []
-    for source, target, place, grid in zip(sources, targets, places, grids, strict=True):
-        window = place if area is None else place.intersection(area.window)
-        if window.height and window.width:
-            own = grid.cropped(window.shifted(-place.row, -place.col))
-            pieces.append(_Piece(source, target, window, own))
-    return pieces
-
-
-def _bounds(windows: Sequence[Window]) -> Window:
-    row, col = min(window.row for window in windows), min(window.col for window in windows)
-    row_end, col_end = max(window.row_end for window in windows), max(window.col_end for window in windows)
-    return Window(row, col, row_end - row, col_end - col)
-
-
-def _write(
-    job: Job,
-    journal: Journal,
-    pieces: Sequence[_Piece],
-    *,
-    overwrite: bool,
-    vectors: FilePath | None,
-    options: Options,
-) -> list[Prediction]:
-    """Put the strips together; the maps appear last."""
-    spec, grid = job.model.spec, job.reader.grid
-    class_pixels = {piece: np.zeros(len(spec.class_names), dtype=np.int64) for piece in pieces}
-    with ExitStack() as stack:
-        writers = {
-            piece: stack.enter_context(
-                LabelWriter(
-                    piece.target,
-                    piece.grid,
-                    class_names=spec.class_names,
-                    class_colors=spec.class_colors,
-                    tags=job.provenance(),
-                    nodata=NODATA_LABEL,
-                    overwrite=overwrite,
-                    source=piece.source,
-                )
-            )
-            for piece in pieces
-        }
-        for row, kept in journal.strips():
-            labels = kept if kept.ndim == 2 else kept[0]
-            strip = Window(row, 0, labels.shape[0], labels.shape[1])
-            for piece, writer in writers.items():
-                met = strip.intersection(piece.window)
-                if met.height and met.width:
-                    part = labels[met.row - row : met.row_end - row, met.col : met.col_end]
-                    counted = np.bincount(part.ravel(), minlength=NODATA_LABEL + 1)
-                    class_pixels[piece] += counted[: len(spec.class_names)]
-                    writer.write(met.row - piece.window.row, part)
-        journal.publish()
-        if vectors is not None:
-            bounds = _bounds([piece.window for piece in pieces])
-            write_polygons(
-                vectors,
-                _label_rows(journal, bounds),
-                grid.cropped(bounds),
-                class_names=spec.class_names,
-                classes=spec.scored_classes,
-                nodata=NODATA_LABEL,
-                min_area_px=options.min_area_px,
-                simplify_px=options.simplify_px,
-                metadata=job.provenance(),
-            )
-    return [
+    bounds = plan.bounds
+    spans = [
+        span for span in job.plan.axes[0].spans() if span.core_start < bounds.row_end and span.core_stop > bounds.row
+    ]
+    tags = {**job.provenance(), "geonorm_model": settings["weights"][:16], "geonorm_config": config[:16]}
+    plan = replace(
+        plan,
+        rows=tuple(span.core_start for span in spans),
+        heights=tuple(span.core_stop - span.core_start for span in spans),
+        tags=tags,
+    )
+    results = [
         Prediction(
-            target=os.fspath(piece.target),
+            target=os.fspath(target),
             plan=job.plan,
             halo=job.halo,
             unbounded=job.geometry.unbounded,
-            valid_pixels=int(class_pixels[piece].sum()),
-            class_pixels=tuple(class_pixels[piece].tolist()),
-            vectors=None if vectors is None else os.fspath(vectors),
+            others=tuple(map(str, plan.further_files(folder, piece))),
         )
-        for piece in pieces
+        for piece, (_, target) in zip(pieces, files, strict=True)
     ]
+    return _Work(
+        job=job,
+        plan=plan,
+        layers=layers,
+        results=results,
+        folder=folder,
+        facts={**facts, "halo_px": job.plan.halo_px, "provenance": tags},
+        config=config,
+        core=core,
+    )
 
 
-def _label_rows(journal: Journal, bounds: Window) -> Iterator[LabelRows]:
-    """Yield labels and confidence of a window, from the top."""
-    for row, kept in journal.strips():
-        met = Window(row, bounds.col, kept.shape[-2], bounds.width).intersection(bounds)
-        part = kept[:, met.row - row : met.row_end - row, met.col : met.col_end]
-        yield LabelRows(met.row - bounds.row, part[0], part[1])
+class _Keeper:
+    """Writes finished strips in a thread, one while the next is computed. Use it in a ``with`` statement."""
+
+    def __init__(self, journal: Journal, layers: Kept) -> None:
+        self._journal = journal
+        self._layers = layers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keep")
+        self._last: Future[None] | None = None
+
+    def keep(self, strip: Strip) -> None:
+        """Begin to write a strip, as soon as the one before is written; an error of that one is raised here."""
+        self._wait()
+        self._last = self._thread.submit(self._keep, strip)
+
+    def _keep(self, strip: Strip) -> None:
+        layers = self._layers.split(strip.output, strip.valid) if strip.valid.any() else {}
+        self._journal.keep(strip.row, [(layer, layers[layer.name]) for layer in self._layers.layers if layers])
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self._wait()
 
 
-def _facts(job: Job, sources: Sequence[Path], options: Options) -> dict[str, Any]:
-    """Return what every label follows from: two runs that agree in it may share their strips."""
-    weights = hashlib.sha256()
-    for name, value in sorted(job.model.network.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    plan, grid = job.plan, job.reader.grid
-    files = [os.stat(source) if os.path.exists(source) else None for source in sources]
-    return {
-        "source": [
-            os.path.abspath(source) if file else os.fspath(source) for source, file in zip(sources, files, strict=True)
-        ],
-        "source bytes": [file and file.st_size for file in files],
-        "source's time": [file and file.st_mtime_ns for file in files],
-        "size": [plan.height, plan.width],
-        "transform": list(grid.transform)[:6],
-        "weights": weights.hexdigest(),
-        "core_px": plan.core_px,
-        "halo_px": plan.halo_px,
-        "grid_offset_px": list(plan.grid_offset_px),
-        "blend": options.blend,
-        "tta": options.tta,
-        "precision": options.precision,
-        "compile": options.compile,
-        "batch_size": options.batch_size,
-        "bands": list(job.reader.bands),
-        "nodata": None if options.nodata is None else str(options.nodata),
-        "nodata_rule": options.nodata_rule,
-        "area": None if options.area is None else options.area.fingerprint(),
-        "vectors": [options.vectors, options.min_area_px, options.simplify_px],
-        "device": options.device,
-        "provenance": job.provenance(),
-        "torch": torch.__version__,
-    }
+def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:
+    """Return the raster at the resolution that the network is to see."""
+    wanted = spec.resolution_m if options.resolution_m == "auto" else options.resolution_m
+    if options.resolution_m == "auto" and wanted is None:
+        raise InvalidConfigError(
+            "the checkpoint does not say at what resolution it was trained. Name one: --resolution_m 0.3."
+        )
+    found = source.resolution
+    if wanted is not None and not (found and abs(found / wanted - 1) <= SAME_RESOLUTION):
+        source = Resampled(source, wanted)
+    _warn_of_resolution(source, spec)
+    return source
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise `InvalidConfigError` unless a batch holds a tile."""
-    if batch_size < 1:
-        raise InvalidConfigError(f"batch_size must be at least 1, got {batch_size}.")
+def _pieces(
+    source: RasterSource,
+    reader: RasterSource,
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    area: AreaOnGrid | None,
+    options: Options,
+) -> tuple[list[Piece], list[tuple[Path, Path]]]:
+    """Return the maps to make, and their source and target; without those that the area leaves nothing of."""
+    places, grids = [Window(0, 0, source.grid.height, source.grid.width)], [source.grid]
+    if isinstance(source, Mosaic):
+        places, grids = list(source.places), [part.grid for part in source.sources]
+    wanted = area if options.area is None or reader is source else options.area.on(source.grid)
+    pieces, files = [], []
+    for file, target, place, grid in zip(sources, targets, places, grids, strict=True):
+        window = place if wanted is None else place.intersection(wanted.window)
+        if not (window.height and window.width):
+            continue
+        own, on_grid = grid.cropped(window.shifted(-place.row, -place.col)), None
+        if reader is not source:
+            window = _window_on(reader.grid, own)
+            own, on_grid = reader.grid.cropped(window), own if options.output_grid == "source" else None
+        pieces.append(Piece(FilePath(target).name, window, own, on_grid))
+        files.append((file, target))
+    if not pieces:
+        raise AreaMissesError(f"the area misses {source.path}. Check its coordinates.")
+    return pieces, files
+
+
+def _window_on(grid: Grid, other: Grid) -> Window:
+    """Return the pixels of a grid that hold another one of the same directions, and one more on each side."""
+    t = ~grid.transform @ other.transform  # of one direction, so it only moves and scales
+    left, top, right, bottom = t.c, t.f, t.c + t.a * other.width, t.f + t.e * other.height
+    row, col = math.floor(round(top, 3)) - 1, math.floor(round(left, 3)) - 1
+    row_end, col_end = math.ceil(round(bottom, 3)) + 1, math.ceil(round(right, 3)) + 1
+    window = Window(row, col, row_end - row, col_end - col)
+    return window.intersection(Window(0, 0, grid.height, grid.width))
+
+
+def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier run with the same settings has chosen: ``core`` and ``halo``."""
+    earlier, facts = strips.read_plan(), json.loads(json.dumps(facts))
+    if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
+        return {}
+    return {name: earlier[name] for name in ("core", "halo")}
+
+
+def _is_made(target: FilePath, config: str) -> bool:
+    """Whether the map is there, made with the same settings."""
+    return os.path.exists(target) and read_tags(target).get("geonorm_config") == config[:16]
+
+
+def _progress_in_words(journal: Journal) -> list[str]:
+    """Return what is done, and what falls to this process."""
+    kept, everything = len(journal.all_rows) - len(journal.missing), len(journal.all_rows)
+    lines = [f"resumed  {kept} of {everything} strips are done"] if kept else []
+    if len(journal.own_rows) < everything:
+        lines.append(f"shard    {len(journal.own_rows)} of {everything} strips are made here")
+    return lines
 
 
 def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:
@@ -461,7 +473,7 @@ def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:
     if trained and found and not 1 / RESOLUTION_FACTOR <= found / trained <= RESOLUTION_FACTOR:
         warnings.warn(
             f"{reader.path} has pixels of {found:.3g} m, the model was trained on {trained:.3g} m: expect poor labels. "
-            f"Resample it first (gdalwarp -tr), or train at that resolution.",
+            f"Let the network see what it knows with --resolution_m auto.",
             GeonormWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -35,6 +35,10 @@ EDGE_PARTS = 256
 Bounds = tuple[float, float, float, float]
 
 
+class AreaMissesError(InvalidConfigError):
+    """No pixel of the raster lies in the area."""
+
+
 @dataclass(frozen=True)
 class Area:
     """Polygons on the ground, in a CRS of their own, or (None) in that of the raster they are laid on.
@@ -111,13 +115,13 @@ class Area:
         polygons = shapely.make_valid(_in_pixels(polygons, grid.transform))
         polygons = _polygons_of(shapely.intersection(polygons, raster))
         if not len(polygons):
-            raise InvalidConfigError(
+            raise AreaMissesError(
                 f"{self.name} misses the raster, whose left, bottom, right and top are "
                 f"{_in_words(_bounds(grid))}. Check its CRS, and that x comes before y."
             )
         area = AreaOnGrid(polygons, _window_of(polygons, grid))
         if not area.holds_pixels():
-            raise InvalidConfigError(f"{self.name} lies between the centres of pixels. Take a larger one.")
+            raise AreaMissesError(f"{self.name} lies between the centres of pixels. Take a larger one.")
         return area
 
 

@@ -63,9 +63,8 @@ def write_polygons(
     """
     wanted = _wanted_labels(classes, nodata=nodata, num_classes=len(class_names))
     pixel_m2 = math.nan if grid.resolution_m is None else grid.resolution_m**2
+    check_generalization(min_area_px=min_area_px, min_area_m2=min_area_m2, simplify_px=simplify_px)
     min_px = _min_pixels(min_area_px, min_area_m2, pixel_m2)
-    if not 0 <= simplify_px < math.inf:
-        raise InvalidConfigError(f"simplify_px must be 0 or more pixels, got {simplify_px}. 1 removes most stairs.")
     if grid.transform.is_degenerate:
         raise RasterError(f"the transform of the raster puts all pixels on one line: {tuple(grid.transform)[:6]}.")
     names = np.array([*class_names, *[""] * 256], dtype=object)
@@ -87,6 +86,16 @@ def write_polygons(
     return num_polygons
 
 
+def check_generalization(*, min_area_px: int, min_area_m2: float = 0.0, simplify_px: float) -> None:
+    """Raise `InvalidConfigError` if polygons cannot be chosen or simplified like that."""
+    if min_area_px < 0 or not 0 <= min_area_m2 < math.inf:
+        raise InvalidConfigError(
+            f"an area must be 0 or more, got min_area_px={min_area_px} and min_area_m2={min_area_m2}."
+        )
+    if not 0 <= simplify_px < math.inf:
+        raise InvalidConfigError(f"simplify_px must be 0 or more pixels, got {simplify_px}. 1 removes most stairs.")
+
+
 def _wanted_labels(classes: Sequence[int] | None, *, nodata: int, num_classes: int) -> NDArray[np.bool_]:
     """Return whether each label becomes polygons, shape (256,)."""
     if num_classes > 256:
@@ -104,10 +113,6 @@ def _wanted_labels(classes: Sequence[int] | None, *, nodata: int, num_classes: i
 
 def _min_pixels(min_area_px: int, min_area_m2: float, pixel_m2: float) -> int:
     """Return how many pixels a polygon needs to be written."""
-    if min_area_px < 0 or not 0 <= min_area_m2 < math.inf:
-        raise InvalidConfigError(
-            f"an area must be 0 or more, got min_area_px={min_area_px} and min_area_m2={min_area_m2}."
-        )
     if min_area_m2 == 0:
         return min_area_px
     if math.isnan(pixel_m2):

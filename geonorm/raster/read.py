@@ -281,6 +281,17 @@ class Pixels:
     valid: NDArray[np.bool_]
 
 
+def read_tags(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the tags of a raster; none where the file is not one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                return dict(dataset.tags())
+    except GDAL_ERRORS:
+        return {}
+
+
 def gdal_said(error: BaseException) -> str:
     """Return what GDAL had to say about ``error``, as one short sentence."""
     said = " ".join(str(error.__cause__ or error).split())  # rasterio's own text often only points at the cause

@@ -23,8 +23,7 @@ from pyogrio._err import CPLE_BaseError  # type: ignore[import-untyped]  # GDAL'
 from rasterio.crs import CRS
 
 from geonorm.errors import InvalidConfigError, RasterError
-from geonorm.raster.read import gdal_said
-from geonorm.raster.write import check_target, folder_beside
+from geonorm.raster.write import check_target, failing_as, folder_beside, put_in_place
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -51,18 +50,7 @@ class PolygonWriter:
             layer: Name of the layer; GeoParquet knows no layers.
             metadata: What else is to be known about the layer, such as its provenance.
         """
-        path = Path(target)
-        if path.suffix not in SUFFIXES:
-            raise InvalidConfigError(
-                f"polygons go to .gpkg (GeoPackage) or .parquet (GeoParquet), got {path.name!r}. "
-                f"Try {path.with_suffix('.gpkg').name if path.stem else 'labels.gpkg'}."
-            )
-        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-            raise InvalidConfigError(
-                f"{path.name} needs pyarrow: pip install geonorm[parquet]. Or name it {path.with_suffix('.gpkg').name}."
-            )
-        self.target = check_target(path, overwrite=True)
-        _check_not_open(self.target)
+        self.target = check_polygon_target(target, overwrite=True)
         self._crs = crs
         self._layer = layer
         self._metadata = metadata
@@ -81,7 +69,7 @@ class PolygonWriter:
 
         The first batch, which may be empty, decides the types of the columns, and the file needs one.
         """
-        with _failing_as(self.target):
+        with failing_as(self.target, errors=_OGR_ERRORS):
             self._file.append(shapely.to_wkb(polygons), columns)
         self._num_written += len(polygons)
 
@@ -90,7 +78,7 @@ class PolygonWriter:
     ) -> None:
         with self._stack:
             try:
-                with _failing_as(self.target):
+                with failing_as(self.target, errors=_OGR_ERRORS):
                     self._file.close()
             except RasterError:
                 if kind is None:  # else the first error says more
@@ -100,19 +88,35 @@ class PolygonWriter:
 
     def _publish(self) -> None:
         """Put the finished file in the place of the target; even a power cut leaves one or the other."""
-        with _failing_as(self.target):
+        with failing_as(self.target, errors=_OGR_ERRORS):
             num_found = self._file.count()  # a driver may keep silent when the disk is full at the very end
             if num_found != self._num_written:
                 raise RasterError(f"{self.target} could be written in part only. Free space and try again.")
             _check_not_open(self.target)
-            with self._made.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._made, self.target)
-            folder = os.open(self.target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            put_in_place(self._made, self.target)
+
+
+def check_polygon_target(target: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return ``target`` if a file of polygons can be made there, else raise in one line; nothing is touched.
+
+    Raises:
+        InvalidConfigError: Its suffix names no format, or one that needs pyarrow, which is not installed.
+        RasterError: No file can be made there, or a program has it open.
+        TargetExistsError: It exists and ``overwrite`` is off.
+    """
+    path = Path(target)
+    if path.suffix not in SUFFIXES:
+        raise InvalidConfigError(
+            f"polygons go to .gpkg (GeoPackage) or .parquet (GeoParquet), got {path.name!r}. "
+            f"Try {path.with_suffix('.gpkg').name if path.stem else 'labels.gpkg'}."
+        )
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InvalidConfigError(
+            f"{path.name} needs pyarrow: pip install geonorm[parquet]. Or name it {path.with_suffix('.gpkg').name}."
+        )
+    checked = check_target(path, overwrite=overwrite)
+    _check_not_open(checked)
+    return checked
 
 
 class _GeoPackage:
@@ -198,19 +202,6 @@ def _check_not_open(target: Path) -> None:
                 f"{target} is open in another program, or was when that one stopped: there is {journal.name}. "
                 "Close it there (QGIS: remove the layer), or choose another name."
             )
-
-
-@contextmanager
-def _failing_as(target: Path) -> Iterator[None]:
-    """Turn the errors of the drivers and of the disk into one line about the target."""
-    try:
-        yield
-    except RasterError:
-        raise  # an OSError too, and clear already
-    except (*_OGR_ERRORS, OSError) as error:
-        raise RasterError(
-            f"cannot write {target}: {gdal_said(error)} Is the disk full, or the folder protected?"
-        ) from error
 
 
 @contextmanager

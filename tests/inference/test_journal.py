@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,13 @@ from torch import nn
 from geonorm.cli import main
 from geonorm.data.spec import INRIA
 from geonorm.errors import GeonormWarning, InvalidConfigError, RasterError
+from geonorm.inference import journal as journal_module
 from geonorm.inference import predict_raster
 from geonorm.inference.journal import Journal
+from geonorm.inference.shards import Shard
+from geonorm.raster.layer import Layer
 from geonorm.tasks.checkpoint import TrainedModel, save_model
+from tests.folders import names_in
 from tests.inference.rasters import draw, labels_in, noise
 from tests.models.networks import local, unet
 
@@ -31,6 +36,9 @@ CORE_PX = 16
 NUM_STRIPS = 4
 ROWS = [0, 16, 32, 48]
 FACTS = {"source": "a.tif", "plan": {"core_px": 16}}
+
+Layers = Sequence[tuple[Layer, NDArray[Any]]]
+LABELS = Layer(name="labels", dtype="uint8", band_names=("labels",), nodata=255)
 
 predict = partial(predict_raster, core_px=CORE_PX)
 
@@ -61,11 +69,11 @@ def run_until(
     error = RasterError("the source has gone.") if error is None else error
     keep, kept = Journal.keep, 0
 
-    def keep_some(journal: Journal, row: int, labels: NDArray[np.uint8]) -> None:
+    def keep_some(journal: Journal, row: int, layers: Layers) -> None:
         nonlocal kept
         if kept == strips:
             raise error
-        keep(journal, row, labels)
+        keep(journal, row, layers)
         kept += 1
 
     with pytest.MonkeyPatch.context() as patch:
@@ -80,9 +88,9 @@ def strips_computed(action: Callable[[], object]) -> list[int]:
     rows: list[int] = []
     keep = Journal.keep
 
-    def note(journal: Journal, row: int, labels: NDArray[np.uint8]) -> None:
+    def note(journal: Journal, row: int, layers: Layers) -> None:
         rows.append(row)
-        keep(journal, row, labels)
+        keep(journal, row, layers)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "keep", note)
@@ -167,23 +175,26 @@ def test_every_strip_is_whole_or_not_there(network: nn.Module, source: Path, tmp
     target = tmp_path / "labels.tif"
     run_until(network, source, target, strips=2)
     [folder] = hidden(tmp_path)
-    (folder / "strip-000000032.tmp").write_bytes(b"PK half a strip")
+    half = folder / "strip-000000032.abc.tmp"
+    half.mkdir()
+    (half / "labels.tif").write_bytes(b"II half a strip")
 
     predict(network, source, target)
 
     assert target.read_bytes() == expected
 
 
+@pytest.mark.parametrize("length", [0, 4, 60, -30])
 def test_a_damaged_strip_is_named_and_made_anew(
-    network: nn.Module, source: Path, tmp_path: Path, expected: bytes
+    network: nn.Module, source: Path, tmp_path: Path, expected: bytes, length: int
 ) -> None:
     target = tmp_path / "labels.tif"
     run_until(network, source, target, strips=2)
     [folder] = hidden(tmp_path)
-    strip = folder / "strip-000000016.npz"
-    strip.write_bytes(strip.read_bytes()[:-30])
+    strip = folder / "strip-000000016" / "labels.tif"
+    strip.write_bytes(strip.read_bytes()[:length])
 
-    with pytest.raises(RasterError, match=r"strip-000000016\.npz is damaged.* 3 of 4 strips are kept"):
+    with pytest.raises(RasterError, match=r"strip-000000016 is damaged.* 3 of 4 strips are kept"):
         predict(network, source, target)
     predict(network, source, target)
 
@@ -200,7 +211,8 @@ def test_a_damaged_strip_is_named_and_made_anew(
         ({"grid_offset_px": (4, 0)}, r"its grid_offset_px is \[0, 0\], here it is \[4, 0\]"),
         ({"batch_size": 2}, "its batch_size is 1, here it is 2"),
         ({"nodata_rule": "any"}, 'its nodata_rule is "all", here it is "any"'),
-        ({"halo": 0}, "its halo_px is"),
+        ({"halo": 0}, 'its halo is "auto", here it is 0'),
+        ({"outputs": ("labels", "logits")}, r'its outputs is \["labels"\], here it is \["labels", "logits"\]'),
     ],
     ids=str,
 )
@@ -257,42 +269,68 @@ def test_restarting_discards_what_was_done(network: nn.Module, source: Path, tmp
 # --- the folder -------------------------------------------------------------------------------------
 
 
-def test_strips_come_back_from_the_top_as_they_were(tmp_path: Path) -> None:
-    strips = {row: np.full((16, 5), row, np.uint8) for row in (32, 0, 16)}
+def journal(target: Path, **settings: Any) -> Journal:
+    return Journal(target, FACTS, **{"rows": (0, 16, 32), **settings})
 
-    with Journal(tmp_path / "a.tif", FACTS, num_strips=3) as journal:
-        for row, labels in strips.items():
-            journal.keep(row, labels)
-        got = [*journal.strips()]
 
-    assert [row for row, _ in got] == [0, 16, 32]
-    assert all(np.array_equal(labels, strips[row]) for row, labels in got)
+def keep(journal: Journal, row: int) -> None:
+    journal.keep(row, [(LABELS, np.full((1, 16, 5), row, np.uint8))])
+
+
+def test_strips_come_back_as_they_were(tmp_path: Path) -> None:
+    with journal(tmp_path / "a.tif") as kept:
+        for row in (32, 0):
+            keep(kept, row)
+        kept.keep(16, [])
+
+        assert kept.strips.rows == {0, 16, 32}
+        assert kept.missing == frozenset()
+        assert kept.strips.file(16, "labels") is None
+        for row in (0, 32):
+            file = kept.strips.file(row, "labels")
+            assert file is not None
+            assert (labels_in(file) == row).all()
 
 
 def test_two_processes_do_not_make_the_same_map(tmp_path: Path) -> None:
-    with Journal(tmp_path / "a.tif", FACTS, num_strips=3):
+    with journal(tmp_path / "a.tif"):
         with pytest.raises(RasterError, match="another process is making"):
-            Journal(tmp_path / "a.tif", FACTS, num_strips=3).__enter__()
-        with Journal(tmp_path / "b.tif", FACTS, num_strips=3):
+            journal(tmp_path / "a.tif").__enter__()
+        with pytest.raises(RasterError, match="another process is making"):
+            journal(tmp_path / "a.tif", shard=Shard(0, 2)).__enter__()
+        with journal(tmp_path / "b.tif"):
             pass
 
 
 @pytest.mark.parametrize("name", ["a.tif", "ä" * 120 + ".tif", "a" * 240 + "1.tif", "a" * 240 + "2.tif"])
 def test_names_of_any_length_have_a_folder_of_their_own(tmp_path: Path, name: str) -> None:
-    with Journal(tmp_path / name, FACTS, num_strips=1) as journal:
-        journal.keep(0, np.zeros((1, 1), np.uint8))
-        with Journal(tmp_path / ("b" + name[1:]), FACTS, num_strips=1) as other:
-            assert other.rows == frozenset()
+    with journal(tmp_path / name) as kept:
+        keep(kept, 0)
+        with journal(tmp_path / ("b" + name[1:])) as other:
+            assert other.strips.rows == frozenset()
 
 
-def test_a_disk_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_a_disk_that_refuses_is_one_line_and_leaves_no_half_strip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with Journal(tmp_path / "a.tif", FACTS, num_strips=2) as journal:
-        monkeypatch.setattr(np.lib.format, "write_array", full)
-        with pytest.raises(RasterError, match=r"cannot write beside .*a\.tif: No space left on device"):
-            journal.keep(0, np.zeros((1, 1), np.uint8))
+    with journal(tmp_path / "a.tif") as kept:
+        monkeypatch.setattr(journal_module, "put_in_place", full)
+        with pytest.raises(RasterError, match=r"cannot write .*a\.tif: .*No space left on device"):
+            keep(kept, 0)
+        assert kept.strips.rows == frozenset()
+        assert not [name for name in names_in(kept.strips.path) if name.startswith("strip")]
+
+
+def test_a_strip_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    with journal(tmp_path / "a.tif", shard=Shard(0, 2)) as one, journal(tmp_path / "a.tif", shard=Shard(1, 2)) as other:
+        keep(one, 0)
+        keep(other, 0)
+
+        assert other.strips.rows == {0}
+        assert not [name for name in names_in(one.strips.path) if name.endswith(".tmp")]
 
 
 # --- killed -----------------------------------------------------------------------------------------
@@ -341,4 +379,4 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path:
 
 
 def finished(folder: Path) -> int:
-    return len(list(folder.glob(".*/strip-*.npz")))
+    return len(list(folder.glob(".*/strip-*[0-9]")))

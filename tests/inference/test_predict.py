@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -23,7 +24,7 @@ import geonorm
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
 from geonorm.inference import predict_raster
 from geonorm.inference.job import as_trained
-from geonorm.inference.predict import NODATA_LABEL
+from geonorm.inference.outputs import NODATA_LABEL
 from geonorm.models import UNet
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory
@@ -144,6 +145,7 @@ def test_the_map_says_how_it_was_made(source: Path, target: Path) -> None:
         tags = {name: text for name, text in made.tags().items() if name.startswith("geonorm")}
     network = json.loads(tags.pop("geonorm_network"))
     assert network["class_path"].endswith("UNet")
+    assert all(re.fullmatch("[0-9a-f]{16}", tags.pop(f"geonorm_{name}")) for name in ("model", "config"))
     assert tags == {
         "geonorm_version": geonorm.__version__,
         "geonorm_checkpoint": "last.ckpt",

@@ -121,11 +121,11 @@ def test_polygons_are_those_of_the_whole_map_with_their_mean_probability(tmp_pat
         pytest.importorskip("pyarrow", reason="GeoParquet needs pyarrow")
     source, network = draw(tmp_path / "source.tif", noise(3, 90, 120)), unet(depth=1)
 
-    result = predict_raster(network, source, tmp_path / "map.tif", core_px=16, vectors=suffix)  # type: ignore[arg-type]
+    result = predict_raster(network, source, tmp_path / "map.tif", core_px=16, vectors=suffix)
 
-    assert result.vectors == str(tmp_path / f"map.{suffix}")
+    assert result.others == (str(tmp_path / f"map.{suffix}"),)
     read = geopandas.read_file if suffix == "gpkg" else geopandas.read_parquet
-    found = read(result.vectors)
+    found = read(tmp_path / f"map.{suffix}")
     labels = labels_in(tmp_path / "map.tif")
     with open_raster(source) as reader:
         shapes = list(rasterio.features.shapes(labels, connectivity=4, transform=reader.grid.transform))

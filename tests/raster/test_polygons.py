@@ -5,11 +5,9 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import json
-import resource
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from geonorm.raster import polygons as polygons_module
 from geonorm.raster.grid import Grid
 from geonorm.raster.polygons import LabelRows, write_polygons
 from geonorm.raster.tracing import Polygons, trace_polygons
+from tests.folders import files_end_at, names_in
 
 HEIGHT, WIDTH = 60, 90
 UTM = CRS.from_epsg(32633)
@@ -103,22 +102,6 @@ def expected(labels: Map, *, classes: Sequence[int] = (0, 1, 2)) -> list[tuple[A
 def inside(geometry: Any, labels: Map) -> NDArray[np.bool_]:
     """Return the pixels of a polygon in pixel coordinates."""
     return rasterio.features.rasterize([geometry], out_shape=labels.shape, dtype="uint8") == 1
-
-
-def names_in(folder: Path) -> list[str]:
-    """Return what lies in a folder, hidden things too."""
-    return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def files_end_at(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @st.composite

@@ -1,0 +1,448 @@
+"""What a labelling run will need, told before it starts: memory, disk and time."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+import tracemalloc
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from geonorm.errors import InvalidConfigError
+from geonorm.inference.halo import LADDER_PX, sampled_cores
+from geonorm.inference.job import Job
+from geonorm.models import TileGeometry
+from geonorm.models.predictor import predictor
+from geonorm.models.rescale import rescale_of
+from geonorm.raster.read import CACHE_BYTES, RasterSource, Reader
+from geonorm.raster.window import Window
+from geonorm.tasks.segmentation import network_of
+from geonorm.tiling.blending import blend_px
+from geonorm.tiling.engine import Halving, Predict, labels_of, view_of
+from geonorm.tiling.plan import Plan
+from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
+
+CORES_PX = (256, 512, 1024, 2048)
+"""Cores that ``core_px="auto"`` chooses from, each rounded up to the network's stride."""
+AMPLE_OVERHEAD = 2.0
+"""A core is large enough once the network computes at most so many pixels for each it writes."""
+NETWORK_SHARE = 1 / 3
+"""Of the free memory, what one batch may take with a core chosen here."""
+STRIPS_ALIVE = 3
+"""One is being filled, one encoded, one read."""
+LIBRARIES_BYTES, GPU_LIBRARIES_BYTES = 128 * 10**6, 2 * 10**9
+"""What the host's libraries, and those for a GPU, load when they are first called, and what the heap never returns."""
+HEAP_BYTES = 32 * 2**20
+"""glibc takes tensors below this from its heap, where the gaps that others leave stay with the process."""
+GAPS_SHARE = 2.0
+"""The gaps, of the tensors on the heap."""
+SLACK_SHARE = 0.1
+"""Of all that is asked for, what operators hold for themselves and what nobody counts."""
+PROCESS_BYTES = 6 * 10**8
+"""A process that has loaded torch and GDAL, where the system does not say what it holds."""
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a labelling run will need."""
+
+    memory: Mapping[str, int]
+    """Bytes of the host's memory, by what they hold."""
+    device_bytes: int | None
+    """Memory of the GPU, without what CUDA itself takes; None on the CPU."""
+    disk_bytes: int
+    """Upper bound of what lies beside the target at once, the target included."""
+    tiles: int
+    """Tiles at most: those without data are passed over."""
+    seconds: float | None
+    """Time for all tiles, reading included; None where it was not measured."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Upper bound of the process's resident memory at its peak."""
+        return sum(self.memory.values())
+
+    def in_words(self) -> str:
+        """Return the forecast as text for a user."""
+        largest = sorted(self.memory.items(), key=lambda part: -part[1])[:3]
+        parts = ", ".join(f"{what} {_bytes_in_words(num)}" for what, num in largest)
+        lines = [f"memory   at most {_bytes_in_words(self.memory_bytes)} ({parts}, ...)"]
+        if self.device_bytes is not None:
+            lines.append(f"device   about {_bytes_in_words(self.device_bytes)}, and what CUDA itself takes")
+        lines.append(f"disk     at most {_bytes_in_words(self.disk_bytes)} beside the target")
+        if self.seconds is None:
+            lines.append(f"time     not measured, {self.tiles:,} tiles at most")
+        else:
+            each = _time_in_words(self.seconds / max(1, self.tiles))
+            lines.append(f"time     about {_time_in_words(self.seconds)}, {self.tiles:,} tiles at most of {each} each")
+        return "\n".join(lines)
+
+
+def forecast(
+    job: Job,
+    *,
+    batch_size: int = 1,
+    kept_bytes_per_px: int = 1,
+    skip: Collection[int] = (),
+    probe: bool = True,
+    progress: bool = False,
+) -> Forecast:
+    """Return what `Job.strips` and writing its strips will need; reads one chunk of the raster.
+
+    Polygons of the map are not counted.
+
+    Args:
+        job: The raster, the model and the plan.
+        batch_size: Tiles per call of the network.
+        kept_bytes_per_px: Bytes of a strip's pixel: 1 for labels.
+        skip: First rows of strips that are done.
+        probe: Label some tiles to see how long they take.
+        progress: Show a progress bar meanwhile.
+
+    Raises:
+        RasterError: The raster cannot be read.
+        InvalidConfigError: One tile does not fit into the memory of the device.
+    """
+    plan, device = job.plan, rescale_of(job.model.network).mean.device
+    on_host = device.type == "cpu"
+    read_px = [min(axis.read_px, axis.whole_px) for axis in plan.axes]
+    raw = job.reader.dtype if job.reader.dtype.type in AS_THEY_ARE else np.dtype(np.float32)
+    shape = (min(batch_size, plan.axes[1].num_cores), len(job.reader.bands), *read_px)
+    alive = _alive(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
+    network_bytes = alive.peak_bytes + 4 * math.prod(alive.logits_shape)  # those of the batch before are still there
+    memory = {
+        "process": resident_bytes(),
+        "network": network_bytes if on_host else 0,
+        # Cut out, filled, and stacked.
+        "tiles": math.prod(shape) * (job.reader.dtype.itemsize + 1 + 2 * raw.itemsize),
+        "pixels read ahead": _supply_bytes(job),
+        "strips": STRIPS_ALIVE * plan.core_px * plan.width * (kept_bytes_per_px + 1),
+        "blended rows": 0 if job.blend == "none" else _blending_bytes(plan, alive.logits_shape[1]),
+        "GDAL": 2 * CACHE_BYTES + 2 * _block_bytes(job),
+    }
+    growth = sum(memory.values()) - memory["process"]
+    gaps = GAPS_SHARE * alive.heap_bytes if on_host else 0
+    libraries = LIBRARIES_BYTES if on_host else GPU_LIBRARIES_BYTES
+    memory["slack"] = libraries + round(gaps + SLACK_SHARE * growth)
+    tiles = _num_tiles(job, skip)
+    weights = sum(value.numel() * value.element_size() for value in job.model.network.state_dict().values())
+    return Forecast(
+        memory=memory,
+        device_bytes=None if on_host else weights + round((1 + SLACK_SHARE) * network_bytes),
+        # In the journal, and in the map with its overviews.
+        disk_bytes=plan.height * plan.width * kept_bytes_per_px * 7 // 3,
+        tiles=tiles,
+        seconds=tiles * _seconds_per_tile(job, batch_size, progress=progress) if probe else None,
+    )
+
+
+def choose_core_px(
+    geometry: TileGeometry, *, network: nn.Module, bands: int, memory_bytes: int, batch_size: int = 1
+) -> tuple[int, str]:
+    """Return a core for a network, and why in words.
+
+    The smallest core whose exact halo costs at most twice the compute, if a batch of its tiles fits into a third of
+    the memory; else the largest that does. Where no halo is exact a larger core buys little: 512 px, if that fits.
+
+    Args:
+        geometry: What the network sees.
+        network: Raw band values in, logits out.
+        bands: Bands of the raster that it gets.
+        memory_bytes: Free memory of the device.
+        batch_size: Tiles per call of the network.
+    """
+    exact_px = geometry.core_halo_px
+    stride = geometry.stride_px
+    # Where the halo is to be measured, tiles with the largest one go through the network too.
+    halo_px = LADDER_PX[-1] if exact_px is None else exact_px
+    plans = [
+        Plan(height=px, width=px, core_px=px, halo_px=halo_px, network=network_of(geometry))
+        for px in dict.fromkeys(-(-px // stride) * stride for px in CORES_PX)
+    ]
+    taken = [activation_bytes(network, bands=bands, size_px=plan.read_px, batch_size=batch_size) for plan in plans]
+    fitting = [plan for plan, num in zip(plans, taken, strict=True) if num <= NETWORK_SHARE * memory_bytes]
+    largest = fitting[-1] if fitting else plans[0]
+    if exact_px is None:
+        plan = min(largest, plans[:2][-1], key=lambda plan: plan.core_px)
+        why = "no halo is exact for this network"
+    else:
+        enough = next((plan for plan in plans if plan.overhead <= AMPLE_OVERHEAD), plans[-1])
+        plan = min(largest, enough, key=lambda plan: plan.core_px)
+        why = f"the exact halo of {exact_px} px costs {plan.overhead:.1f} times the compute"
+    needed = f"a batch of its tiles takes {_bytes_in_words(taken[plans.index(plan)])}"
+    free = f"a third of the {_bytes_in_words(memory_bytes)} of free memory"
+    if not fitting:
+        needed += f", more than {free}, but no smaller core is tried"
+    elif plan is largest and plan is not plans[-1]:
+        needed += f", and that of a larger core might not fit into {free}"
+    return plan.core_px, f"core of {plan.core_px} px: {why}; {needed}"
+
+
+def activation_bytes(
+    network: nn.Module, *, bands: int, size_px: int, batch_size: int = 1, dtype: torch.dtype = torch.uint8
+) -> int:
+    """Return how many bytes of tensors are alive at once, at most, while a network sees a batch of tiles.
+
+    The tiles are counted, weights are not, nor what an operator holds for itself. Nothing is computed: the network
+    runs on tensors without values, or, if it asks for values, once on a single tile.
+
+    Args:
+        network: Raw band values in, logits out; of a network on a GPU, the tensors there count.
+        bands: Bands of the tiles.
+        size_px: Side of the tiles.
+        batch_size: Number of tiles.
+        dtype: Type of the raw values.
+    """
+    device = rescale_of(network).mean.device
+    return _alive(predictor(network, device), (batch_size, bands, size_px, size_px), dtype, device).peak_bytes
+
+
+def available_memory(device: str = "cpu") -> int:
+    """Return how many bytes of memory are free on a device.
+
+    On Linux the limits of the process's control groups count; on macOS it is all the memory there is.
+
+    Raises:
+        InvalidConfigError: The system does not say.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    meminfo = PROC / "meminfo"
+    if meminfo.exists():
+        lines = (line.split() for line in meminfo.read_text(encoding="utf-8").splitlines())
+        free = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
+        return max(0, min(free, *_free_in_groups()))
+    if sys.platform == "win32":
+        raise InvalidConfigError("how much memory is free is not known here. Give core_px as a number; try 512.")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process holds; a round number where the system does not say."""
+    statm = PROC / "self" / "statm"
+    if statm.exists():
+        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "win32":
+        return PROCESS_BYTES
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what each control group that limits the memory of this process has left; at least one number."""
+    yield sys.maxsize
+    groups = PROC / "self" / "cgroup"
+    if not groups.exists():
+        return
+    for line in groups.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CGROUP / "memory" if controllers else CGROUP
+        limit, used, cached = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            if not (folder / limit).exists() or (allowed := (folder / limit).read_text().strip()) == "max":
+                continue
+            # Files that are kept in memory count as used, but make room.
+            stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+            yield int(allowed) - int((folder / used).read_text()) + int(stat.get(cached, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a network needs for a batch of tiles."""
+
+    peak_bytes: int
+    """Most bytes of tensors alive at once."""
+    heap_bytes: int
+    """The same, of small tensors alone."""
+    logits_shape: tuple[int, ...]
+
+
+def _alive(predict: Predict, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Run:
+    """Return what it takes to turn tiles ``(N, C, h, w)`` into logits."""
+    try:
+        # The counter is the inner one: it sees what is asked for before that is done without values. Under both,
+        # torch compiles nothing.
+        with FakeTensorMode(allow_non_fake_inputs=True), _Counter(device) as counter:
+            tiles = torch.empty(shape, dtype=dtype)
+            logits = predict(tiles)
+        times = 1
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        with _Counter(device) as counter:
+            tiles = torch.zeros((1, *shape[1:]), dtype=dtype)
+            logits = predict(tiles)
+        times = shape[0]
+    return _Run(
+        peak_bytes=times * counter.peak_bytes,
+        heap_bytes=times * counter.heap_peak_bytes,
+        logits_shape=(shape[0], *logits.shape[1:]),
+    )
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made within, as they come and go."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.peak_bytes = self.heap_peak_bytes = 0
+        self._device = device
+        self._alive: dict[int, int] = {}
+        self._bytes = self._heap_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.mkldnn_convolution.default and isinstance(args[0], FakeTensor):
+            image, weight, bias, padding, stride, dilation, groups = args  # it cannot run without values
+            args = (image, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+            func = torch.ops.aten.convolution.default
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor) and value.device.type == self._device.type:
+                self._add(value.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._alive:
+            self._alive[storage._cdata] = storage.nbytes()
+            self._change(storage.nbytes(), 1)
+            weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, address: int) -> None:
+        self._change(self._alive.pop(address), -1)
+
+    def _change(self, num: int, sign: int) -> None:
+        self._bytes += sign * num
+        self._heap_bytes += sign * num * (num < HEAP_BYTES)
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        self.heap_peak_bytes = max(self.heap_peak_bytes, self._heap_bytes)
+
+
+def _supply_bytes(job: Job) -> int:
+    """Return what pixels that are read ahead take: the chunks of three rows of tiles, one of them being read."""
+    plan = job.plan
+    rows = chunk_rows(plan, job.reader.block_shape[0])
+    needed = []
+    for patch in patches(plan, range(plan.axes[0].num_cores)):
+        window = patch.reads(plan)
+        needed.append({*range(window.row // rows, -(-window.row_end // rows))})
+    chunks = max(len(set().union(*needed[max(0, strip - 1) : strip + 2])) for strip in range(len(needed)))
+    middle = plan.height // 2 // rows * rows
+    kept, peak = _read_bytes(job.reader, Window(middle, 0, min(rows, plan.height - middle), plan.width))
+    return chunks * kept + peak - kept
+
+
+def _read_bytes(reader: RasterSource, window: Window) -> tuple[int, int]:
+    """Return what the pixels of a window take, and what it takes to read them."""
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        pixels = reader.read(window)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not tracing:
+            tracemalloc.stop()
+    masks = _own_bytes(pixels.value_valid) + _own_bytes(pixels.valid)
+    if not isinstance(reader, Reader):  # other windows may be read in another way
+        masks = pixels.value_valid.size + pixels.valid.size
+    kept = pixels.values.nbytes + masks
+    return kept, max(kept, peak)
+
+
+def _own_bytes(values: NDArray[Any]) -> int:
+    """Return the bytes of an array that may repeat its values."""
+    return values.itemsize * math.prod(
+        length for length, stride in zip(values.shape, values.strides, strict=True) if stride
+    )
+
+
+def _block_bytes(job: Job) -> int:
+    rows, cols = job.reader.block_shape
+    return rows * cols * job.reader.count * job.reader.dtype.itemsize
+
+
+def _blending_bytes(plan: Plan, num_classes: int) -> int:
+    return 3 * num_classes * (plan.core_px + 2 * blend_px(plan)) * plan.width * 4
+
+
+def _num_tiles(job: Job, skip: Collection[int]) -> int:
+    rows, cols = ([*axis.spans()] for axis in job.plan.axes)
+    tiles = 0
+    for row in rows:
+        if row.core_start not in skip:
+            window = Window(row.core_start, 0, row.core_stop - row.core_start, job.plan.width)
+            wanted = np.ones(job.plan.width, np.bool_) if job.counts is None else job.counts(window).any(axis=0)
+            tiles += int(np.logical_or.reduceat(wanted, [span.core_start for span in cols]).sum())
+    return tiles
+
+
+def _seconds_per_tile(job: Job, batch_size: int, *, progress: bool) -> float:
+    """Return the median time of a tile, reading included, of some batches over the raster; the first warms up."""
+    rows, cols = ([*axis.spans()] for axis in job.plan.axes)
+    network = Halving(job.predict, batch_size)
+    places = list(sampled_cores(job.plan))
+    bar = tqdm(total=max(2, len(places)), unit="batch", desc="timing", disable=not progress, leave=False, delay=1)
+
+    def timed(row: int, col: int) -> float:
+        first = max(0, min(col, len(cols) - batch_size))
+        batch = cols[first : first + batch_size]
+        began = time.perf_counter()
+        view = view_of(job.reader.read, job.plan, rows[row], batch, fill=job.fill)
+        for _, logits in network.answers(view, rows[row], batch):
+            labels_of(logits).cpu()  # waits for a GPU
+        bar.update()
+        return (time.perf_counter() - began) / len(batch)
+
+    with bar:
+        timed(*places[0])
+        return median(timed(*place) for place in places[1:] or places)
+
+
+def _bytes_in_words(num: float) -> str:
+    mega = num / 10**6
+    value, unit = (mega, "MB") if mega < 999.5 else (mega / 1000, "GB")
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
+
+
+def _time_in_words(seconds: float) -> str:
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 119.5:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
