@@ -518,7 +518,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "COMMAND"),
         (["label"], "invalid choice: 'label'"),
         (["predict", "a.ckpt"], "source, target; see geonorm predict --help"),
-        (["predict", "a.ckpt", "b.tif", "c.tif", "--core_px", "big"], "--core_px must be auto or a number of pixels, got 'big'"),
+        (
+            ["predict", "a.ckpt", "b.tif", "c.tif", "--core_px", "big"],
+            "--core_px must be auto or a number of pixels, got 'big'",
+        ),
         (["info", "a.ckpt", "--colour"], "unrecognized arguments: --colour"),
     ],
     ids=str,

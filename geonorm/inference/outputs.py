@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ PROBABILITY_LEVELS = 254
 _ROWS = 64  # of float logits that are looked at at a time
 
 CONFIDENCE = "confidence"
+
+_EXP2 = tuple(math.log(2) ** power / math.factorial(power) for power in range(9))
+"""Of the series of 2 ** x: right to the last bits of float32 for x in [0, 1)."""
 
 
 class Kept:
@@ -95,9 +99,28 @@ class Kept:
     def _bytes_of(self, logits: Tensor) -> Tensor:
         bands = [labels_of(logits)[:, None]]
         if self._has_probabilities or self._has_confidence:
-            probabilities = logits.to(torch.float32).softmax(dim=1)
+            probabilities = softmax(logits.to(torch.float32))
             if self._has_probabilities:
                 bands.append((probabilities * PROBABILITY_LEVELS).round().to(torch.uint8))
             if self._has_confidence:
                 bands.append((probabilities.max(dim=1, keepdim=True).values * 255).round().to(torch.uint8))
         return torch.cat(bands, dim=1)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Return probabilities ``(N, K, h, w)``, float32, that follow from the logits of their pixel to the last bit.
+
+    torch's own differ in it by where a pixel lies in memory: whole vectors go through another exponential function than
+    what is left over. This one is made of operations that IEEE 754 rounds correctly, wherever they run.
+    """
+    powers = (logits - logits.max(dim=1, keepdim=True).values).mul_(math.log2(math.e)).clamp_(min=-126)
+    whole = powers.floor()
+    part = powers.sub_(whole)  # 2 ** power = 2 ** whole * 2 ** part
+    exponentials = torch.full_like(part, _EXP2[-1])
+    for coefficient in reversed(_EXP2[:-1]):
+        exponentials.mul_(part).add_(coefficient)
+    exponentials.mul_(whole.to(torch.int32).add_(127).bitwise_left_shift_(23).view(torch.float32))
+    total = exponentials[:, :1].clone()
+    for band in range(1, logits.shape[1]):
+        total.add_(exponentials[:, band : band + 1])
+    return exponentials.div_(total)

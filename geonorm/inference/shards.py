@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, one_line
 
 T = TypeVar("T")
 
@@ -51,7 +51,12 @@ class Shard:
         for launcher in ("TorchElastic", "SLURM", "LSF", "MPI"):
             kind = getattr(environments, f"{launcher}Environment")
             if kind.detect():
-                environment = kind()
+                try:
+                    environment = kind()
+                except RuntimeError as error:  # such as SLURM's ntasks, where Lightning wants ntasks-per-node
+                    raise InvalidConfigError(
+                        f"{launcher} has started this in a way not supported: {one_line(error)}"
+                    ) from error
                 return cls(environment.global_rank(), environment.world_size(), environment.local_rank())
         return cls()
 

@@ -372,7 +372,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
             6_000_000,
         ),
         (
-            "11:cpu,cpuacct:/there\n3:memory:/there\n0::/\n",
+            "11:cpu,cpuacct:/elsewhere\n3:memory:/there\n0::/\n",
             {
                 "memory/there/memory.limit_in_bytes": "3000000",
                 "memory/there/memory.usage_in_bytes": "1000000",

@@ -35,7 +35,7 @@ LARGEST_PX = 2048
 """Side of the window of a larger raster, too slow for a test as a whole; benchmarks/law_rasters.py takes all of it."""
 CORNER = (1003, 2501)
 """First row and column of that window."""
-NORMS: dict[str, NormFactory] = {"BN": BatchNorm, "LCN": local(window_px=15)}
+NORMS: dict[str, NormFactory] = {"BN": BatchNorm, "LCN": local(window_px=9)}
 CORES_PX = (256, 512, 1024)
 ORIGINS = ((0, 0), (4, 8), (-68, 132), (252, -516))  # multiples of the stride
 

@@ -21,7 +21,7 @@ from rio_cogeo.cogeo import cog_validate
 from torch import Tensor, nn
 
 import geonorm
-from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
+from geonorm.errors import GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
 from geonorm.inference import predict_raster
 from geonorm.inference.job import as_trained
 from geonorm.inference.outputs import NODATA_LABEL
@@ -29,49 +29,11 @@ from geonorm.models import UNet
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory
 from geonorm.raster.read import open_raster
-from geonorm.raster.window import Window
 from geonorm.tasks.checkpoint import TrainedModel
 from tests.inference.rasters import UTM, draw, labels_in, noise, place
 from tests.models.networks import local, unet
 
 FIRST_INDEX = (-17_666_664, 1_333_332)  # multiples of 4
-
-DAMAGED = [
-    "corrupt-from-rasterio.tif",
-    "damaged-empty.tif",
-    "damaged-header-only.tif",
-    "damaged-truncated-60pct.tif",
-    "damaged-truncated-strips.tif",
-]
-VALID = [
-    "drone-rgba-holes-0.35m.tif",
-    "esri-crs-2x2.tif",
-    "float32-nan-3x2-no-crs.tif",
-    "float32-nodata-europa-crs.tif",
-    "float64-global-nodata.tif",
-    "gcps-only.tif",
-    "int16-2band-scale-offset.tif",
-    "jpeg-named-png.png",
-    "palette-non-square-pixels.tif",
-    "palette-unknown-datum.tif",
-    "rgb-51x51-smaller-than-a-patch.tif",
-    "rgb-external-mask.tif",
-    "rgb-internal-mask.tif",
-    "rgb-jpeg-rd-new-0.25m.tif",
-    "rgb-mars-crs.tif",
-    "rgb-no-crs-512.tif",
-    "rgb-nodata0.tif",
-    "rgb-plain-utm-0.15m.tif",
-    "rgb-webp-compression.tif",
-    "rgba-alpha-band.tif",
-    "rotated-10x15-no-crs.tif",
-    "rotated-float32-albers.tif",
-    "south-up-float32.tif",
-    "uint16-4band-all-nodata.tif",
-    "uint16-bgr-order-alpha.tif",
-    "uint16-rgb-undefined-interp.tif",
-    "uint8-20x20-smaller-than-a-patch.tif",
-]
 
 
 @pytest.fixture(scope="module")
@@ -457,49 +419,6 @@ def shape_of(path: Path) -> tuple[int, int, int]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # what plain rasterio says
         with rasterio.open(path) as dataset:
             return dataset.count, dataset.height, dataset.width
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", VALID)
-def test_an_awkward_raster_gets_a_map_on_its_own_grid(real_data: Path, target: Path, name: str) -> None:
-    path = real_data / "odd-geotiff" / name
-    bands, *shape = shape_of(path)
-
-    result = predict_raster(unet(bands=min(4, bands), width=2), path, target)
-
-    assert list(target.parent.iterdir()) == [target]
-    with open_raster(path, bands=range(1, min(4, bands) + 1)) as given, open_raster(target) as made:
-        assert made.grid == given.grid
-        valid = given.read(Window(0, 0, *shape)).valid
-    labels = labels_in(target)
-    np.testing.assert_array_equal(labels != NODATA_LABEL, valid)
-    assert result.valid_pixels == valid.sum()
-    assert set(np.unique(labels[valid])) <= {0, 1}
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("bands", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_raster_is_one_line_and_leaves_nothing(real_data: Path, target: Path, name: str, bands: int) -> None:
-    with pytest.raises(GeonormError) as caught:
-        predict_raster(unet(bands=bands, width=2), real_data / "odd-geotiff" / name, target)
-
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not list(target.parent.iterdir())
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", VALID)
-def test_an_awkward_raster_of_too_few_bands_is_one_line(real_data: Path, target: Path, name: str) -> None:
-    path = real_data / "odd-geotiff" / name
-    most = 4 if name.startswith("palette") else shape_of(path)[0]  # red, green, blue and alpha of a palette
-
-    with pytest.raises(RasterError, match=r"has \d band\(s\)") as caught:
-        predict_raster(unet(bands=most + 1, width=2), path, target)
-
-    assert "\n" not in str(caught.value)
-    assert not list(target.parent.iterdir())
 
 
 @pytest.mark.real

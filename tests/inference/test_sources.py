@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas  # type: ignore[import-untyped]
 import numpy as np
@@ -23,6 +24,7 @@ from geonorm.models.predictor import predictor
 from geonorm.norms import BatchNorm, GroupNorm
 from geonorm.raster.area import Area
 from geonorm.raster.read import open_raster
+from geonorm.raster.resample import open_resampled
 from geonorm.raster.window import Window
 from geonorm.tasks.checkpoint import save_model
 from geonorm.tiling.blending import Blend
@@ -81,6 +83,102 @@ def test_an_area_gets_the_labels_that_the_whole_raster_has_there(tmp_path: Path)
     np.testing.assert_array_equal(labels_in(tmp_path / "area.tif"), labels_in(tmp_path / "whole.tif")[33:71, 20:94])
     with open_raster(tmp_path / "area.tif") as made:
         assert (made.grid.transform.c, made.grid.transform.f) == pytest.approx((corners[0], corners[3]))
+
+
+def test_rasters_outside_the_area_are_left_out(tmp_path: Path) -> None:
+    network, image = unet(), noise(3, 60, 90)
+    cut(tmp_path / "parts", image, [], [30, 60])
+    far = draw(tmp_path / "parts" / "far.tif", image, first_index=(FIRST[0] + 9000, FIRST[1] + 9000))
+    left, top = FIRST[1] * 0.3, -FIRST[0] * 0.3
+    middle = Area.from_bounds((left + 35 * 0.3, top - 20 * 0.3, left + 55 * 0.3, top - 10 * 0.3))
+    nowhere = Area.from_bounds((left - 900, top - 800, left - 800, top - 700))
+    (tmp_path / "maps").mkdir()
+
+    done = predict_rasters(network, [tmp_path / "parts"], tmp_path / "maps", Options(core_px=32, area=middle))
+
+    assert [Path(one.target).name for one in done] == ["part_0_30.tif"]
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["part_0_30.tif"]
+    assert labels_in(tmp_path / "maps" / "part_0_30.tif").shape == (10, 20)
+    with pytest.raises(InvalidConfigError, match="none of the 4 rasters meets the area"):
+        predict_rasters(network, [tmp_path / "parts"], tmp_path / "maps", Options(area=nowhere, overwrite=True))
+    with pytest.raises(InvalidConfigError, match="misses the raster"):
+        predict_raster(network, far, tmp_path / "far.tif", area=middle)
+
+
+@pytest.mark.parametrize("wanted_m", [0.5, 0.2])
+def test_a_resampled_raster_gets_the_labels_of_the_one_that_was_resampled_first(
+    tmp_path: Path, wanted_m: float
+) -> None:
+    network, source = unet(local(window_px=5)), draw(tmp_path / "source.tif", noise(3, 90, 120), first_index=FIRST)
+    with open_resampled(source, wanted_m) as reader:
+        grid, pixels = reader.grid, reader.read(Window(0, 0, reader.grid.height, reader.grid.width))
+    first = draw(tmp_path / "first.tif", pixels.values * pixels.valid, transform=grid.transform, nodata=0)
+    predict_raster(network, first, tmp_path / "first-map.tif", core_px=32)
+
+    settings: dict[str, Any] = {"core_px": 32, "resolution_m": wanted_m}
+    predict_raster(network, source, tmp_path / "model.tif", output_grid="model", **settings)
+    predict_raster(network, source, tmp_path / "map.tif", outputs=("labels", "logits"), **settings)
+
+    expected = labels_in(tmp_path / "first-map.tif")
+    np.testing.assert_array_equal(labels_in(tmp_path / "model.tif"), expected)
+    found = labels_in(tmp_path / "map.tif")
+    # The pixel of the map that holds the centre of each pixel of the source.
+    rows, cols = np.arange(90)[:, None] + 0.5, np.arange(120) + 0.5
+    with open_raster(source) as reader:
+        t = ~grid.transform @ reader.grid.transform
+    at = np.floor(t.f + t.e * rows).astype(int), np.floor(t.c + t.a * cols).astype(int)
+    np.testing.assert_array_equal(found, expected[at])
+    assert not np.isnan(rasterio.open(tmp_path / "map.logits.tif").read()).any()
+
+
+def test_neighbours_that_are_resampled_have_no_seam(tmp_path: Path) -> None:
+    network, image = unet(local(window_px=5)), noise(3, 90, 120)
+    uncut = draw(tmp_path / "uncut.tif", image, first_index=FIRST)
+    files = cut(tmp_path / "parts", image, [41], [50])
+    (tmp_path / "maps").mkdir()
+    settings: dict[str, Any] = {"core_px": 32, "resolution_m": 0.5}
+
+    predict_raster(network, uncut, tmp_path / "map.tif", **settings)
+    predict_rasters(network, [tmp_path / "parts"], tmp_path / "maps", Options(**settings))
+
+    expected = labels_in(tmp_path / "map.tif")
+    for file in files:
+        top, left = map(int, file.stem.split("_")[1:])
+        found = labels_in(tmp_path / "maps" / file.name)
+        np.testing.assert_array_equal(
+            found, expected[top : top + found.shape[0], left : left + found.shape[1]], err_msg=file.name
+        )
+
+
+def test_the_resolution_of_the_training_is_taken_on_request(tmp_path: Path) -> None:
+    model = as_trained(unet())
+    model = replace(model, spec=replace(model.spec, resolution_m=0.6))
+    source = draw(tmp_path / "source.tif", noise(3))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GeonormWarning)  # it was the factor of two that was warned of
+        predict_raster(model, source, tmp_path / "map.tif", resolution_m="auto", output_grid="model")
+    with pytest.raises(InvalidConfigError, match="does not say at what resolution"):
+        predict_raster(unet(), source, tmp_path / "other.tif", resolution_m="auto")
+
+    with rasterio.open(tmp_path / "map.tif") as made:
+        assert made.res == pytest.approx((0.6, 0.6), rel=1e-3)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    source = draw(tmp_path / "source.tif", noise(3))
+    (tmp_path / "maps").mkdir()
+
+    words = ["predict", str(checkpoint), str(source), str(tmp_path / "maps" / "map.tif")]
+    assert main([*words, "--dry_run", "--core_px=auto"]) == 0
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    for word in ("source ", "tiles ", "halo ", "grid ", "core ", "memory ", "disk ", "time "):
+        assert f"\n{word}" in f"\n{said.err}"
+    assert [*(tmp_path / "maps").iterdir()] == []
 
 
 def test_bands_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
