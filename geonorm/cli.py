@@ -175,13 +175,14 @@ def _predict(options: argparse.Namespace) -> None:
         "dry_run": options.dry_run,
         "progress": shard.local_rank == 0,
     }
+    say = _say if shard.local_rank == 0 else lambda text: None
     sources: list[str] = options.source
     model = load_model(options.checkpoint, trust=options.trust)
     several = len(sources) > 1 or Path(sources[0]).is_dir() or sources[0].endswith(".txt")
     if several:
-        results = predict_rasters(model, sources, options.target, Options(**settings), on_plan=_say)
+        results = predict_rasters(model, sources, options.target, Options(**settings), on_plan=say)
     else:
-        results = [predict_raster(model, sources[0], options.target, **settings, on_plan=_say)]
+        results = [predict_raster(model, sources[0], options.target, **settings, on_plan=say)]
     for result in results if not options.dry_run else ():
         print(f"{result.target}: {_outcome(result)}")
     for other in dict.fromkeys(other for result in results if result.class_pixels for other in result.others):

@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 import tracemalloc
-import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 from tqdm import tqdm
 
-from geonorm.errors import InvalidConfigError
+from geonorm.inference.activations import activation_bytes, activations
 from geonorm.inference.halo import LADDER_PX, sampled_cores
 from geonorm.inference.job import Job
+from geonorm.inference.memory import resident_bytes
 from geonorm.models import TileGeometry
-from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import CACHE_BYTES, RasterSource, Reader
 from geonorm.raster.window import Window
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import blend_px
-from geonorm.tiling.engine import Halving, Predict, labels_of, view_of
+from geonorm.tiling.engine import Halving, labels_of, view_of
 from geonorm.tiling.plan import Plan
 from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
 
@@ -53,15 +40,10 @@ STRIPS_ALIVE = 3
 """One is being filled, one encoded, one read."""
 LIBRARIES_BYTES, GPU_LIBRARIES_BYTES = 128 * 10**6, 2 * 10**9
 """What the host's libraries, and those for a GPU, load when they are first called, and what the heap never returns."""
-HEAP_BYTES = 32 * 2**20
-"""glibc takes tensors below this from its heap, where the gaps that others leave stay with the process."""
 GAPS_SHARE = 2.0
 """The gaps, of the tensors on the heap."""
 SLACK_SHARE = 0.1
 """Of all that is asked for, what operators hold for themselves and what nobody counts."""
-PROCESS_BYTES = 6 * 10**8
-"""A process that has loaded torch and GDAL, where the system does not say what it holds."""
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +112,7 @@ def forecast(
     read_px = [min(axis.read_px, axis.whole_px) for axis in plan.axes]
     raw = job.reader.dtype if job.reader.dtype.type in AS_THEY_ARE else np.dtype(np.float32)
     shape = (min(batch_size, plan.axes[1].num_cores), len(job.reader.bands), *read_px)
-    alive = _alive(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
+    alive = activations(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
     network_bytes = alive.peak_bytes + 4 * math.prod(alive.logits_shape)  # those of the batch before are still there
     memory = {
         "process": resident_bytes(),
@@ -198,156 +180,6 @@ def choose_core_px(
     elif plan is largest and plan is not plans[-1]:
         needed += f", and that of a larger core might not fit into {free}"
     return plan.core_px, f"core of {plan.core_px} px: {why}; {needed}"
-
-
-def activation_bytes(
-    network: nn.Module, *, bands: int, size_px: int, batch_size: int = 1, dtype: torch.dtype = torch.uint8
-) -> int:
-    """Return how many bytes of tensors are alive at once, at most, while a network sees a batch of tiles.
-
-    The tiles are counted, weights are not, nor what an operator holds for itself. Nothing is computed: the network
-    runs on tensors without values, or, if it asks for values, once on a single tile.
-
-    Args:
-        network: Raw band values in, logits out; of a network on a GPU, the tensors there count.
-        bands: Bands of the tiles.
-        size_px: Side of the tiles.
-        batch_size: Number of tiles.
-        dtype: Type of the raw values.
-    """
-    device = rescale_of(network).mean.device
-    return _alive(predictor(network, device), (batch_size, bands, size_px, size_px), dtype, device).peak_bytes
-
-
-def available_memory(device: str = "cpu") -> int:
-    """Return how many bytes of memory are free on a device.
-
-    On Linux the limits of the process's control groups count; on macOS it is all the memory there is.
-
-    Raises:
-        InvalidConfigError: The system does not say.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    meminfo = PROC / "meminfo"
-    if meminfo.exists():
-        lines = (line.split() for line in meminfo.read_text(encoding="utf-8").splitlines())
-        free = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
-        return max(0, min(free, *_free_in_groups()))
-    if sys.platform == "win32":
-        raise InvalidConfigError("how much memory is free is not known here. Give core_px as a number; try 512.")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process holds; a round number where the system does not say."""
-    statm = PROC / "self" / "statm"
-    if statm.exists():
-        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if sys.platform == "win32":
-        return PROCESS_BYTES
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _free_in_groups() -> Iterator[int]:
-    """Yield what each control group that limits the memory of this process has left; at least one number."""
-    yield sys.maxsize
-    groups = PROC / "self" / "cgroup"
-    if not groups.exists():
-        return
-    for line in groups.read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = CGROUP / "memory" if controllers else CGROUP
-        limit, used, cached = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if controllers
-            else ("memory.max", "memory.current", "inactive_file")
-        )
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
-            if not (folder / limit).exists() or (allowed := (folder / limit).read_text().strip()) == "max":
-                continue
-            # Files that are kept in memory count as used, but make room.
-            stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-            yield int(allowed) - int((folder / used).read_text()) + int(stat.get(cached, 0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What a network needs for a batch of tiles."""
-
-    peak_bytes: int
-    """Most bytes of tensors alive at once."""
-    heap_bytes: int
-    """The same, of small tensors alone."""
-    logits_shape: tuple[int, ...]
-
-
-def _alive(predict: Predict, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Run:
-    """Return what it takes to turn tiles ``(N, C, h, w)`` into logits."""
-    try:
-        # The counter is the inner one: it sees what is asked for before that is done without values. Under both,
-        # torch compiles nothing.
-        with FakeTensorMode(allow_non_fake_inputs=True), _Counter(device) as counter:
-            tiles = torch.empty(shape, dtype=dtype)
-            logits = predict(tiles)
-        times = 1
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-        with _Counter(device) as counter:
-            tiles = torch.zeros((1, *shape[1:]), dtype=dtype)
-            logits = predict(tiles)
-        times = shape[0]
-    return _Run(
-        peak_bytes=times * counter.peak_bytes,
-        heap_bytes=times * counter.heap_peak_bytes,
-        logits_shape=(shape[0], *logits.shape[1:]),
-    )
-
-
-class _Counter(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within, as they come and go."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.peak_bytes = self.heap_peak_bytes = 0
-        self._device = device
-        self._alive: dict[int, int] = {}
-        self._bytes = self._heap_bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten.mkldnn_convolution.default and isinstance(args[0], FakeTensor):
-            image, weight, bias, padding, stride, dilation, groups = args  # it cannot run without values
-            args = (image, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-            func = torch.ops.aten.convolution.default
-        made = func(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor) and value.device.type == self._device.type:
-                self._add(value.untyped_storage())
-        return made
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._alive:
-            self._alive[storage._cdata] = storage.nbytes()
-            self._change(storage.nbytes(), 1)
-            weakref.finalize(storage, self._remove, storage._cdata)
-
-    def _remove(self, address: int) -> None:
-        self._change(self._alive.pop(address), -1)
-
-    def _change(self, num: int, sign: int) -> None:
-        self._bytes += sign * num
-        self._heap_bytes += sign * num * (num < HEAP_BYTES)
-        self.peak_bytes = max(self.peak_bytes, self._bytes)
-        self.heap_peak_bytes = max(self.heap_peak_bytes, self._heap_bytes)
 
 
 def _supply_bytes(job: Job) -> int:

@@ -56,8 +56,9 @@ class Job:
         title: str = "labelling",
     ) -> Iterator[Strip]:
         """Yield the raster's strips from the top; see `geonorm.tiling.engine.predict_strips`."""
-        done = len(skip) * self.plan.axes[1].num_cores
-        bar = tqdm(total=self.plan.num_tiles, initial=done, unit="tile", desc=title, disable=not progress)
+        rows, cols = self.plan.axes
+        to_do = cols.num_cores * sum(row.core_start not in skip for row in rows.spans())
+        bar = tqdm(total=to_do, unit="tile", desc=title, disable=not progress)
         # A reader of its own for the thread that reads ahead.
         with self.reader.reopen() as ahead, bar:
             supply = Supply(

@@ -20,10 +20,11 @@ from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import Assembly, Piece, PolygonPlan, assemble
 from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
-from geonorm.inference.forecast import available_memory, choose_core_px, forecast
+from geonorm.inference.forecast import choose_core_px, forecast
 from geonorm.inference.halo import HaloChoice
 from geonorm.inference.job import Job, as_trained, prepare
 from geonorm.inference.journal import Journal, StripFolder
+from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
 from geonorm.models import tile_geometry

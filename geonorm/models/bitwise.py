@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+MAX_PRODUCTS = 256 * 3 * 3
+"""Products of input channels and kernel that oneDNN adds up in one go, whatever the size of the map."""
+
 
 class BitwiseConvolutions(TorchFunctionMode):
     """Within this context every float32 convolution on the CPU gives a pixel the same bits in any crop.
@@ -35,8 +38,26 @@ class BitwiseConvolutions(TorchFunctionMode):
         if func is torch.conv2d and torch.backends.mkldnn.is_available():
             call = _conv2d_arguments(*args, **(kwargs or {}))
             if call is not None:
-                return torch.ops.aten.mkldnn_convolution(*call)
+                return _convolved(*call)
         return func(*args, **(kwargs or {}))
+
+
+def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    """Return what oneDNN makes of it, some input channels at a time.
+
+    Of more channels it adds up parts, whose number depends on the size of the map.
+    """
+    channels, kernel = input.shape[1], weight.shape[2] * weight.shape[3]
+    parts = -(-channels * kernel // MAX_PRODUCTS)
+    if how[-1] > 1 or parts == 1:
+        return torch.ops.aten.mkldnn_convolution(input, weight, bias, *how)
+    some = -(-channels // parts)  # about as many each: never a single one, which oneDNN treats in a way of its own
+    total: Tensor | None = None
+    for image, layer in zip(input.split(some, dim=1), weight.split(some, dim=1), strict=True):
+        part = torch.ops.aten.mkldnn_convolution(_channels_last(image), _channels_last(layer), bias, *how)
+        total, bias = part if total is None else total.add_(part), None
+    assert total is not None
+    return total
 
 
 def _conv2d_arguments(

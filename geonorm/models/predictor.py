@@ -39,15 +39,7 @@ def predictor(
     """
     network = network.to(device)
     plain = precision == "32-true" and not compile
-    run = torch.compile(network) if compile else network
-
-    def answer(tiles: Tensor) -> Tensor:
-        if not compile:
-            return run(tiles)
-        try:
-            return run(tiles)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            raise InvalidConfigError(f"torch cannot compile this network here: {one_line(error)}.") from error
+    answer = _compiled(network) if compile else network
 
     def predict(tiles: Tensor) -> Tensor:
         tiles = tiles.to(device).to(torch.float32, memory_format=torch.channels_last)
@@ -58,6 +50,21 @@ def predictor(
         return logits.to(torch.float32)
 
     return predict
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a network that torch compiles when it is first called; if it cannot, that is one line."""
+    from torch._dynamo.exc import TorchDynamoException  # importing torch leaves it out, and it takes seconds
+
+    run = torch.compile(network)
+
+    def answer(tiles: Tensor) -> Tensor:
+        try:
+            return run(tiles)
+        except TorchDynamoException as error:  # inductor's errors are of that kind
+            raise InvalidConfigError(f"torch cannot compile this network here: {one_line(error)}.") from error
+
+    return answer
 
 
 @contextmanager

@@ -1,14 +1,13 @@
-"""What a run is said to need, held against counts by hand, torch's profiler and what runs took."""
+"""What a run is said to need, held against counts by hand and what runs took."""
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,27 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import rasterio
+import rasterio.windows
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geonorm.inference import forecast as module
-from geonorm.inference.forecast import (
-    Forecast,
-    activation_bytes,
-    available_memory,
-    choose_core_px,
-    forecast,
-    resident_bytes,
-)
+from geonorm.inference.forecast import Forecast, choose_core_px, forecast
 from geonorm.inference.job import Job, as_trained, prepare
-from geonorm.models import Rescale, TileGeometry, UNet, tile_geometry
-from geonorm.models.predictor import predictor
-from geonorm.norms import BatchNorm, GroupNorm
+from geonorm.models import TileGeometry
 from geonorm.raster.mosaic import Mosaic
 from geonorm.raster.read import open_raster
 from geonorm.raster.window import Window
-from tests.inference.rasters import draw, noise
+from tests.inference.rasters import UTM, draw, noise, place
+from tests.inference.test_activations import Plain
 
 MB = 10**6
 GB = 10**9
@@ -44,27 +35,6 @@ EXACT = TileGeometry(
     stride_px=16, halo_px=90, core_halo_px=90, margin_px=0, unbounded=(), local_halo_px=90, least_px=16
 )
 UNBOUNDED = replace(EXACT, halo_px=None, core_halo_px=None, unbounded=("body.3 (GroupNorm)",))
-
-
-class Plain(nn.Module):
-    """Two convolutions: 3 bands to 8 channels to 2 classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rescale = Rescale(3)
-        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
-        return self.head(self.body(self.rescale(image)))
-
-
-class Asking(Plain):
-    """Looks at values before it goes on."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
-        return super().forward(image if image.mean().item() > 0 else image + 1)
 
 
 class Slow(Plain):
@@ -86,59 +56,6 @@ def opened(
         yield prepare(as_trained(network or Plain()), reader, **{"core_px": 32, "halo": "exact", **settings})
 
 
-def test_what_two_convolutions_need_is_what_a_count_by_hand_says() -> None:
-    pixels = 2 * 64 * 64
-    raw, as_float = 3, 4 * 3
-    # At the first convolution: the raw tiles, the same in float32, scaled, and 8 channels.
-    by_hand = pixels * (raw + as_float + as_float + 4 * 8)
-
-    assert activation_bytes(Plain(), bands=3, size_px=64, batch_size=2) == pytest.approx(by_hand, rel=0.01)
-
-
-def test_raw_values_of_another_type_count_as_large_as_they_are() -> None:
-    wide = activation_bytes(Plain(), bands=3, size_px=64, dtype=torch.int32)
-
-    assert wide - activation_bytes(Plain(), bands=3, size_px=64) == 64 * 64 * 3 * (4 - 1)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.parametrize("settings", [{}, {"padding": "valid"}, {"norm": GroupNorm}])
-def test_what_a_unet_needs_is_what_the_profiler_counts(settings: Any, batch_size: int, tmp_path: Path) -> None:
-    network = UNet(3, 2, **{"norm": BatchNorm, "width": 8, "depth": 3, **settings})
-    size_px = tile_geometry(network).read_px(200)
-
-    told = activation_bytes(network, bands=3, size_px=size_px, batch_size=batch_size)
-
-    tiles = torch.zeros(batch_size, 3, size_px, size_px, dtype=torch.uint8)
-    counted = tiles.numel() + profiled_bytes(predictor(network, torch.device("cpu")), tiles, tmp_path / "trace.json")
-    assert told == pytest.approx(counted, rel=0.02)
-
-
-def profiled_bytes(predict: Callable[[Tensor], Tensor], tiles: Tensor, path: Path) -> int:
-    """Return by how much the tensors grow at the peak, as torch's profiler sees its own allocator."""
-    predict(tiles)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        predict(tiles)
-    profile.export_chrome_trace(str(path))
-    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event["ts"]):
-        now += event["args"]["Bytes"]
-        peak = max(peak, now)
-    return peak
-
-
-def test_nothing_is_computed_and_nothing_kept() -> None:
-    network = UNet(3, 2, norm=BatchNorm, depth=1, width=4)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-
-    large, larger = (activation_bytes(network, bands=3, size_px=px) for px in (2**15, 2**16))
-
-    assert large > 50 * GB
-    assert larger == pytest.approx(4 * large, rel=1e-6)
-    assert all(type(value) is Tensor and value.equal(before[name]) for name, value in network.state_dict().items())
-
-
 def test_a_compiled_network_is_not_compiled_for_it(tmp_path: Path) -> None:
     told = []
     for compiled in (False, True):
@@ -146,12 +63,6 @@ def test_a_compiled_network_is_not_compiled_for_it(tmp_path: Path) -> None:
             told.append(forecast(job, probe=False).memory["network"])
 
     assert told[1] == pytest.approx(told[0], rel=0.02)
-
-
-def test_a_network_that_asks_for_values_is_measured_on_one_tile() -> None:
-    asking, plain = (activation_bytes(made(), bands=3, size_px=64, batch_size=3) for made in (Asking, Plain))
-
-    assert plain <= asking < 1.5 * plain
 
 
 def test_the_memory_of_pixels_covers_what_a_run_takes(tmp_path: Path) -> None:
@@ -330,111 +241,34 @@ def test_a_stride_larger_than_every_core_is_the_core() -> None:
     assert choose_core_px(geometry, network=Plain(), bands=3, memory_bytes=8 * GB)[0] == 4096
 
 
-@pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return what draws a machine with 10,000 kB of free memory and some control groups."""
-    monkeypatch.setattr(module, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(module, "CGROUP", tmp_path / "cgroup")
-
-    def make(membership: str | None, **files: str) -> None:
-        process = tmp_path / "proc" / "self"
-        process.mkdir(parents=True)
-        (tmp_path / "proc" / "meminfo").write_text("MemTotal: 90000 kB\nMemAvailable:    10000 kB\nSwapFree: 7 kB\n")
-        if membership is not None:
-            (process / "cgroup").write_text(membership)
-        for name, content in files.items():
-            path = tmp_path / "cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-
-    return make
+def draw_sparse(path: Path, *, height: int, width: int, nodata: int | None) -> Path:
+    """Write a raster of 3 bands with values in 2048 columns; what is below and beside them takes no place."""
+    form: dict[str, Any] = {"width": width, "height": height, "count": 3, "dtype": "uint8", "nodata": nodata}
+    where: dict[str, Any] = {"crs": UTM, "transform": place((0, 0)), "photometric": "minisblack"}
+    blocks = {"tiled": True, "blockxsize": 512, "blockysize": 512, "sparse_ok": True}
+    with rasterio.open(path, "w", driver="GTiff", **form, **where, **blocks) as new:
+        for row in range(0, height // 512 * 512, 512):
+            new.write(noise(3, 512, 2048), window=rasterio.windows.Window(512 * 7, row, 2048, 512))
+    return path
 
 
-@pytest.mark.parametrize(
-    ("membership", "files", "free"),
-    [
-        (None, {}, 10_240_000),
-        ("0::/\n", {}, 10_240_000),
-        ("0::/\n", {"memory.max": "max\n"}, 10_240_000),
-        (
-            "0::/\n",
-            {"memory.max": "9000000\n", "memory.current": "4000000\n", "memory.stat": "anon 9\ninactive_file 1000\n"},
-            5_001_000,
-        ),
-        (
-            "0::/user/job\n",
-            {
-                "user/job/memory.max": "max",
-                "user/memory.max": "7000000",
-                "user/memory.current": "1000000",
-                "user/memory.stat": "inactive_file 0\n",
-            },
-            6_000_000,
-        ),
-        (
-            "11:cpu,cpuacct:/elsewhere\n3:memory:/there\n0::/\n",
-            {
-                "memory/there/memory.limit_in_bytes": "3000000",
-                "memory/there/memory.usage_in_bytes": "1000000",
-                "memory/there/memory.stat": "inactive_file 5\ntotal_inactive_file 70\n",
-            },
-            2_000_070,
-        ),
-        (
-            "0::/\n",
-            {"memory.max": "90000000000", "memory.current": "0", "memory.stat": "inactive_file 0\n"},
-            10_240_000,
-        ),
-        ("0::/\n", {"memory.max": "1000", "memory.current": "5000", "memory.stat": "inactive_file 0\n"}, 0),
-    ],
-)
-def test_free_memory_is_what_the_system_and_the_groups_leave(
-    system: Callable[..., None], membership: str | None, files: dict[str, str], free: int
-) -> None:
-    system(membership, **files)
-
-    assert available_memory() == free
+def printed(code: str, *words: str) -> list[str]:
+    """Return what Python code prints in a process of its own; in the end, the peak of its memory in kilobytes."""
+    peak = '\nprint(*[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])'
+    done = subprocess.run([sys.executable, "-c", code + peak, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split("\n")[:-1]
 
 
-def test_without_proc_all_memory_counts(system: Callable[..., None]) -> None:
-    assert available_memory("cpu") == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_the_free_memory_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index, 99))
-
-    assert available_memory("cuda:7") == 7
-
-
-def test_the_process_holds_what_it_wrote(system: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    from_peak = resident_bytes()  # there is no /proc here
-    monkeypatch.undo()
-    before = resident_bytes()
-    block = np.ones(80 * MB, np.uint8)
-
-    assert 79 * MB < resident_bytes() - before < 120 * MB
-    assert from_peak >= 0.9 * before
-    del block
-
-
-LABEL = """
+STRIPS = """
 import sys
-import numpy as np, rasterio, torch
-from rasterio.windows import Window
+import torch
 from geonorm.inference.forecast import forecast
 from geonorm.inference.job import as_trained, prepare
 from geonorm.models import UNet
 from geonorm.norms import BatchNorm
 from geonorm.raster.read import open_raster
 
-path, batch_size, blend, nodata = sys.argv[1], int(sys.argv[2]), sys.argv[3], {"nodata": 0} if sys.argv[4] else {}
-form = dict(width=20_000, height=4000, count=3, dtype="uint8", photometric="minisblack")
-blocks = dict(tiled=True, blockxsize=512, blockysize=512, sparse_ok=True)
-with rasterio.open(path, "w", driver="GTiff", **form, **blocks, **nodata) as new:
-    for row in range(0, 3584, 512):
-        noise = np.random.default_rng(row).integers(1, 256, (3, 512, 2048), np.uint8)
-        new.write(noise, window=Window(512 * 7, row, 2048, 512))
-
+path, batch_size, blend = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 with open_raster(path) as reader:
     model = as_trained(UNet(3, 2, norm=BatchNorm, depth=2, width=4))
@@ -444,22 +278,55 @@ with open_raster(path) as reader:
     strips = []
     for strip in job.strips(batch_size=batch_size):
         strips = [*strips, strip][-2:]
-peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(told.memory["process"], 1024 * int(peak), told.memory_bytes)
+print(told.memory["process"], told.memory_bytes)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc for the peak of a process of its own")
-@pytest.mark.parametrize(("batch_size", "blend", "nodata"), [(1, "none", "0"), (4, "hann", "0"), (1, "none", "")])
-def test_the_peak_of_a_run_stays_under_the_forecast(batch_size: int, blend: str, nodata: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LABEL, str(tmp_path / "sparse.tif"), str(batch_size), blend, nodata],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    before, peak, bound = (int(word) for word in done.stdout.split()[-3:])
+@pytest.mark.parametrize(("batch_size", "blend", "nodata"), [(1, "none", 0), (4, "hann", 0), (1, "none", None)])
+def test_the_peak_of_a_run_stays_under_the_forecast(
+    batch_size: int, blend: str, nodata: int | None, tmp_path: Path
+) -> None:
+    source = draw_sparse(tmp_path / "sparse.tif", height=4000, width=20_000, nodata=nodata)
 
+    *_, said, kilobytes = printed(STRIPS, str(source), str(batch_size), blend)
+
+    before, bound = map(int, said.split())
+    peak = 1024 * int(kilobytes)
     assert peak < bound < 3 * peak
     assert bound - before < 3 * (peak - before)
+
+
+MAP = """
+import sys
+import torch
+from geonorm.inference import predict_raster
+from geonorm.inference.job import as_trained
+from geonorm.models import UNet
+from geonorm.norms import BatchNorm
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = as_trained(UNet(3, 2, norm=BatchNorm, depth=2, width=4))
+for dry_run in (True, False):
+    predict_raster(
+        model, *sys.argv[1:], halo="exact", outputs=("labels", "probabilities"), dry_run=dry_run, on_plan=print
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc for the peak of a process of its own")
+def test_the_peak_from_file_to_map_stays_under_what_a_dry_run_says_whatever_the_height(tmp_path: Path) -> None:
+    bounds, peaks = [], []
+    for height in (3000, 6000):
+        source = draw_sparse(tmp_path / f"{height}.tif", height=height, width=12_000, nodata=0)
+        *words, kilobytes = printed(MAP, str(source), str(tmp_path / f"{height}-map.tif"))
+        [(number, unit)] = re.findall(r"^memory +at most ([\d.]+) (MB|GB)", "\n".join(words), re.MULTILINE)
+        bounds.append(float(number) * {"MB": MB, "GB": GB}[unit])
+        peaks.append(1024 * int(kilobytes))
+
+    assert peaks[0] < bounds[0] < 2 * peaks[0]
+    assert peaks[1] < bounds[1]
+    assert peaks[1] < 1.05 * peaks[0]

@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[str, str, NormFactory]] = {
 }
 TOLERANCE = 1e-5
 """Of the largest logit: convolutions of many channels are rounded differently in maps of other sizes."""
-FINE_TOLERANCE = 2e-14
+FINE_TOLERANCE = 1e-12
 """In double precision: a halo that is one stride short changes logits by 1e-6 or less, which float32 may round away."""
 SPARE_STRIDES = {"fpn": 1, "linknet": 1}
 """By how many strides the halo is too large: interpolation by 4 and transposed convolutions over 4 cells are counted as

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +278,45 @@ def test_half_precision_is_near_and_is_told(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "map.tif") as made:
         assert made.tags()["geonorm_tile_independent"] == "within rounding"
         assert made.tags()["geonorm_rounding"] == "bf16-mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++, and there is no g++ to build it")
+def test_a_compiled_network_gives_the_same_labels_within_rounding_and_is_told(tmp_path: Path) -> None:
+    source, network = draw(tmp_path / "source.tif", noise(3, 120, 150)), unet(depth=1)
+    torch.compiler.reset()  # else the limit of recompilations may have been reached by other tests
+
+    predict_raster(network, source, tmp_path / "plain.tif", core_px=32)
+    predict_raster(network, source, tmp_path / "compiled.tif", core_px=32, compile=True)
+
+    plain, compiled = (labels_in(tmp_path / f"{name}.tif") for name in ("plain", "compiled"))
+    assert {*np.unique(plain)} == {0, 1}
+    assert (compiled == plain).mean() >= 0.999
+    with rasterio.open(tmp_path / "compiled.tif") as made:
+        assert made.tags()["geonorm_rounding"] == "compiled"
+        assert made.tags()["geonorm_tile_independent"] == "within rounding"
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiling(network: nn.Module) -> Callable[[Tensor], Tensor]:
+        def run(tiles: Tensor) -> Tensor:
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\n  was found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    source = draw(tmp_path / "source.tif", noise(3))
+
+    with pytest.raises(InvalidConfigError, match=r"^torch cannot compile this network here: no compiler was found\.$"):
+        predict_raster(unet(), source, tmp_path / "map.tif", compile=True)
+    assert main(["predict", str(checkpoint), str(source), str(tmp_path / "map.tif"), "--compile"]) == 2
+
+    # The plan comes before it.
+    error = "geonorm: error: torch cannot compile this network here: no compiler was found."
+    assert capsys.readouterr().err.splitlines()[-1] == error
+    assert [path.name for path in tmp_path.glob("*map*")] == []
 
 
 def test_blending_is_told_and_brings_two_grids_closer(tmp_path: Path) -> None:

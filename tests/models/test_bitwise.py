@@ -221,3 +221,24 @@ def test_torch_alone_changes_bits_with_the_number_of_threads_or_the_crop() -> No
                 differ.append(not torch.equal(part[..., 2:-2, 2:-2], whole[:1, :, 12:28, 12:28]))
 
     assert any(differ)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("channels", "kernel"),
+    [((257, 16), 3), ((384, 128), 3), ((768, 32), 3), ((1024, 48), 3), ((256, 64), 5), ((64, 64), 7)],
+)
+@settings(max_examples=6)
+@given(height=st.integers(4, 40), width=st.integers(14, 90), left=st.integers(1, 9))
+def test_many_channels_are_added_up_alike_in_maps_of_any_size(
+    channels: tuple[int, int], kernel: int, height: int, width: int, left: int
+) -> None:
+    layer, image, reach = conv(channels, kernel), noise(1, channels[0], height, width), kernel // 2
+
+    crop = bitwise(layer, image[..., left:])[..., reach:]
+    whole = bitwise(layer, image)
+
+    assert torch.equal(crop, whole[..., left + reach :])
+    exact = layer.double()(image.double())
+    assert (whole - exact).abs().max() < 1e-5 * exact.abs().max()
