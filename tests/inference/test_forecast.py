@@ -329,4 +329,4 @@ def test_the_peak_from_file_to_map_stays_under_what_a_dry_run_says_whatever_the_
 
     assert peaks[0] < bounds[0] < 2 * peaks[0]
     assert peaks[1] < bounds[1]
-    assert peaks[1] < 1.05 * peaks[0]
+    assert peaks[1] < 1.08 * peaks[0]
