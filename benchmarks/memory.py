@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -146,12 +148,12 @@ def _measured(case: Case, outputs: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _stored_bytes(folder: Path) -> int:
+    """Return the sizes of the files in a folder, which may come and go meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # gone meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # it passes over a folder that is gone; Path.rglob does not
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 

@@ -92,7 +92,7 @@ class Kept:
         for layer in self.layers:
             values = gathered.numpy() if layer.name == "logits" else parts[band : band + len(layer.band_names)].numpy()
             band += len(layer.band_names)
-            values[:, ~valid] = layer.nodata
+            np.copyto(values, layer.nodata, where=~valid)  # an index would take 16 bytes for each pixel
             layers[layer.name] = values
         return layers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import nn
 
 from geonorm.errors import InvalidConfigError, TargetExistsError
 from geonorm.inference import predict_raster
-from geonorm.inference.outputs import softmax
+from geonorm.inference.job import numbered_spec
+from geonorm.inference.outputs import Kept, softmax
 from geonorm.models.predictor import predictor
 from geonorm.tiling.blending import Blend
 from tests.folders import names_in
@@ -136,6 +138,20 @@ def test_logits_are_kept_where_tiles_are_blended(
     valid = labels != 255
     np.testing.assert_array_equal(labels[valid], logits.argmax(axis=0)[valid])
     assert np.isnan(logits[:, ~valid]).all()
+
+
+def test_filling_in_nodata_takes_no_more_memory_than_a_mask() -> None:
+    kept, valid = Kept(numbered_spec(3, 2), ["labels", "probabilities"]), np.zeros((64, 4096), np.bool_)
+    gathered = torch.zeros(3, 64, 4096, dtype=torch.uint8)
+    tracemalloc.start()
+    try:
+        layers = kept.split(gathered, valid)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert all((values == 255).all() for values in layers.values())
+    assert taken < 2 * valid.nbytes
 
 
 def test_a_file_that_is_there_is_left_alone_whichever_it_is(network: nn.Module, source: Path, tmp_path: Path) -> None:
