@@ -3,74 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
 
-from geonorm.data.spec import DatasetSpec
-from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.inference.assembly import Assembly, Piece, PolygonPlan, assemble
-from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
-from geonorm.inference.forecast import choose_core_px, forecast
-from geonorm.inference.halo import HaloChoice
-from geonorm.inference.job import Job, as_trained, prepare
+from geonorm.errors import InvalidConfigError
+from geonorm.inference.assembly import assemble
+from geonorm.inference.forecast import forecast
+from geonorm.inference.job import as_trained
 from geonorm.inference.journal import Journal, StripFolder
-from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
-from geonorm.models import tile_geometry
-from geonorm.raster.area import AreaMissesError, AreaOnGrid
-from geonorm.raster.grid import Grid
+from geonorm.inference.work import Prediction as Prediction
+from geonorm.inference.work import prepare_work
+from geonorm.raster.area import AreaMissesError
 from geonorm.raster.mosaic import Mosaic, group_neighbours
-from geonorm.raster.read import RasterSource, open_raster, read_tags
-from geonorm.raster.resample import Resampled
+from geonorm.raster.read import RasterSource, open_raster
 from geonorm.raster.sources import find_sources, target_names
-from geonorm.raster.window import Window
 from geonorm.raster.write import check_target
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tiling.engine import Strip
-from geonorm.tiling.plan import Plan
 
 Path = str | os.PathLike[str]
-
-RESOLUTION_FACTOR = 1.5
-"""Beyond this factor between the raster's resolution and the training one, a warning is due."""
-SAME_RESOLUTION = 0.01
-"""By this share two resolutions may differ and still be one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What was done to make a map."""
-
-    target: str
-    """The map."""
-    plan: Plan
-    """Its tiles."""
-    halo: HaloChoice
-    """Why that halo."""
-    unbounded: tuple[str, ...]
-    """What makes the labels depend on the tiles; empty where nothing does."""
-    missing_strips: int = 0
-    """Strips that other shards have not finished; the map is not there while any is missing."""
-    class_pixels: tuple[int, ...] = ()
-    """Pixels of each class; empty where another shard put the map together, or will, and after a dry run."""
-    others: tuple[str, ...] = ()
-    """Further files of the map: other outputs, and the polygons, which neighbours share."""
-
-    @property
-    def valid_pixels(self) -> int:
-        """Pixels that were labelled."""
-        return sum(self.class_pixels)
 
 
 def predict_raster(
@@ -179,38 +139,6 @@ def _open(model: TrainedModel, source: Path, options: Options) -> RasterSource:
     return open_raster(source, bands=bands, nodata_rule=options.nodata_rule, nodata=options.nodata)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """A map to be made, checked and planned."""
-
-    job: Job
-    plan: Assembly
-    layers: Kept
-    results: list[Prediction]
-    """What is to be returned, as far as it is known before."""
-    folder: FilePath
-    """Where the maps are to be."""
-    facts: dict[str, Any]
-    """What the strips follow from."""
-    config: str
-    """Letters that tell the settings."""
-    core: tuple[int, str]
-    """The core, and why it was chosen, if it was."""
-
-    @property
-    def strips(self) -> StripFolder:
-        """The finished strips."""
-        return StripFolder(self.folder / self.plan.pieces[0].name)
-
-    def in_words(self) -> str:
-        """Return the plan as text for a user."""
-        return "\n".join([self.job.in_words(), *([f"core     {self.core[1]}"] if self.core[1] else [])])
-
-    def is_made(self) -> bool:
-        """Whether the map is there, of the same settings: other shards were quicker."""
-        return not self.strips.path.exists() and _is_made(self.strips.target, self.config)
-
-
 def _label(
     model: TrainedModel,
     source: RasterSource,
@@ -221,7 +149,7 @@ def _label(
     on_plan: Callable[[str], None],
 ) -> list[Prediction]:
     """Make the maps of one raster, or of several that lie side by side."""
-    work = _prepare(model, source, sources, targets, options)
+    work = prepare_work(model, source, sources, targets, options)
     rows = {span.core_start for span in work.job.plan.axes[0].spans()}
     if options.dry_run:
         needs = forecast(
@@ -266,100 +194,6 @@ def _label(
     return [replace(result, class_pixels=counts) for result, counts in zip(work.results, class_pixels, strict=True)]
 
 
-def _prepare(
-    model: TrainedModel, source: RasterSource, sources: Sequence[Path], targets: Sequence[Path], options: Options
-) -> _Work:
-    """Check all that can be checked before work, choose core and halo, and plan."""
-    reader = _resampled(source, model.spec, options)
-    area = None if options.area is None else options.area.on(reader.grid)
-    pieces, files = _pieces(source, reader, sources, targets, area, options)
-    folder, layers = (
-        FilePath(files[0][1]).parent,
-        Kept(model.spec, options.outputs, with_confidence=options.vectors is not None),
-    )
-    polygons = None
-    if options.vectors is not None:
-        name = FilePath(pieces[0].name).with_suffix(f".{options.vectors}").name
-        polygons = PolygonPlan(name, tuple(model.spec.scored_classes), options.min_area_px, options.simplify_px)
-    plan = Assembly(
-        rows=(),
-        heights=(),
-        grid=reader.grid,
-        layers=layers.layers,
-        outputs=tuple(options.outputs),
-        pieces=tuple(pieces),
-        tags={},
-        polygons=polygons,
-    )
-    settings = setting_facts(model.network, reader, options)
-    config = config_hash(settings)
-    strips = StripFolder(folder / pieces[0].name)
-    going_on = strips.is_publishing and not options.restart
-    for file, target in files:
-        check_target(target, overwrite=True, source=file)
-    if options.shard.count == 1 or not _is_made(strips.target, config):
-        plan.check_targets(folder, overwrite=options.overwrite or going_on)
-    facts = {**source_facts(sources), **settings, **machine_facts(options)}
-    known = {} if options.restart else _known(strips, facts)
-    device = options.shard.device(options.device)
-    if options.core_px != "auto":
-        core = options.core_px, ""
-    else:
-        core = known.get("core") or choose_core_px(
-            tile_geometry(model.network),
-            network=model.network,
-            bands=len(reader.bands),
-            memory_bytes=available_memory(device),
-            batch_size=options.batch_size,
-        )
-    job = prepare(
-        model,
-        reader,
-        core_px=core[0],
-        halo=options.halo,
-        known_halo=HaloChoice(**known["halo"]) if known else None,
-        grid_offset_px=options.grid_offset_px,
-        device=device,
-        precision=options.precision,
-        tta=options.tta,
-        compile=options.compile,
-        blend=options.blend,
-        counts=None if area is None else area.inside,
-        progress=options.progress,
-    )
-    bounds = plan.bounds
-    spans = [
-        span for span in job.plan.axes[0].spans() if span.core_start < bounds.row_end and span.core_stop > bounds.row
-    ]
-    tags = {**job.provenance(), "geonorm_model": settings["weights"][:16], "geonorm_config": config[:16]}
-    plan = replace(
-        plan,
-        rows=tuple(span.core_start for span in spans),
-        heights=tuple(span.core_stop - span.core_start for span in spans),
-        tags=tags,
-    )
-    results = [
-        Prediction(
-            target=os.fspath(target),
-            plan=job.plan,
-            halo=job.halo,
-            unbounded=job.geometry.unbounded,
-            others=tuple(map(str, plan.further_files(folder, piece))),
-        )
-        for piece, (_, target) in zip(pieces, files, strict=True)
-    ]
-    return _Work(
-        job=job,
-        plan=plan,
-        layers=layers,
-        results=results,
-        folder=folder,
-        facts={**facts, "halo_px": job.plan.halo_px, "provenance": tags},
-        config=config,
-        core=core,
-    )
-
-
 class _Keeper:
     """Writes finished strips in a thread, one while the next is computed. Use it in a ``with`` statement."""
 
@@ -394,72 +228,6 @@ class _Keeper:
             self._wait()
 
 
-def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:
-    """Return the raster at the resolution that the network is to see."""
-    wanted = spec.resolution_m if options.resolution_m == "auto" else options.resolution_m
-    if options.resolution_m == "auto" and wanted is None:
-        raise InvalidConfigError(
-            "the checkpoint does not say at what resolution it was trained. Name one: --resolution_m 0.3."
-        )
-    found = source.resolution
-    if wanted is not None and not (found and abs(found / wanted - 1) <= SAME_RESOLUTION):
-        source = Resampled(source, wanted)
-    _warn_of_resolution(source, spec)
-    return source
-
-
-def _pieces(
-    source: RasterSource,
-    reader: RasterSource,
-    sources: Sequence[Path],
-    targets: Sequence[Path],
-    area: AreaOnGrid | None,
-    options: Options,
-) -> tuple[list[Piece], list[tuple[Path, Path]]]:
-    """Return the maps to make, and their source and target; without those that the area leaves nothing of."""
-    places, grids = [Window(0, 0, source.grid.height, source.grid.width)], [source.grid]
-    if isinstance(source, Mosaic):
-        places, grids = list(source.places), [part.grid for part in source.sources]
-    wanted = area if options.area is None or reader is source else options.area.on(source.grid)
-    pieces, files = [], []
-    for file, target, place, grid in zip(sources, targets, places, grids, strict=True):
-        window = place if wanted is None else place.intersection(wanted.window)
-        if not (window.height and window.width):
-            continue
-        own, on_grid = grid.cropped(window.shifted(-place.row, -place.col)), None
-        if reader is not source:
-            window = _window_on(reader.grid, own)
-            own, on_grid = reader.grid.cropped(window), own if options.output_grid == "source" else None
-        pieces.append(Piece(FilePath(target).name, window, own, on_grid))
-        files.append((file, target))
-    if not pieces:
-        raise AreaMissesError(f"the area misses {source.path}. Check its coordinates.")
-    return pieces, files
-
-
-def _window_on(grid: Grid, other: Grid) -> Window:
-    """Return the pixels of a grid that hold another one of the same directions, and one more on each side."""
-    t = ~grid.transform @ other.transform  # of one direction, so it only moves and scales
-    left, top, right, bottom = t.c, t.f, t.c + t.a * other.width, t.f + t.e * other.height
-    row, col = math.floor(round(top, 3)) - 1, math.floor(round(left, 3)) - 1
-    row_end, col_end = math.ceil(round(bottom, 3)) + 1, math.ceil(round(right, 3)) + 1
-    window = Window(row, col, row_end - row, col_end - col)
-    return window.intersection(Window(0, 0, grid.height, grid.width))
-
-
-def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run with the same settings has chosen: ``core`` and ``halo``."""
-    earlier, facts = strips.read_plan(), json.loads(json.dumps(facts))
-    if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
-        return {}
-    return {name: earlier[name] for name in ("core", "halo")}
-
-
-def _is_made(target: FilePath, config: str) -> bool:
-    """Whether the map is there, made with the same settings."""
-    return os.path.exists(target) and read_tags(target).get("geonorm_config") == config[:16]
-
-
 def _progress_in_words(journal: Journal) -> list[str]:
     """Return what is done, and what falls to this process."""
     kept, everything = len(journal.all_rows) - len(journal.missing), len(journal.all_rows)
@@ -467,14 +235,3 @@ def _progress_in_words(journal: Journal) -> list[str]:
     if len(journal.own_rows) < everything:
         lines.append(f"shard    {len(journal.own_rows)} of {everything} strips are made here")
     return lines
-
-
-def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:
-    trained, found = spec.resolution_m, reader.resolution
-    if trained and found and not 1 / RESOLUTION_FACTOR <= found / trained <= RESOLUTION_FACTOR:
-        warnings.warn(
-            f"{reader.path} has pixels of {found:.3g} m, the model was trained on {trained:.3g} m: expect poor labels. "
-            f"Let the network see what it knows with --resolution_m auto.",
-            GeonormWarning,
-            stacklevel=4,
-        )
