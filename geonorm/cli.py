@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from geonorm import __version__
-from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError
+from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, RasterError
 
 TRAINING = {
     "fit": "train a network (LightningCLI: --config, --model.x, --data.x, --trainer.x)",
@@ -145,13 +145,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    core_px, halo, resolution_m = _core_px(options.core_px), _halo(options.halo), _resolution_m(options.resolution_m)
+    _check_files([options.checkpoint, *options.source])
     from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 
     shard = _shard(options.shard)
     settings: dict[str, Any] = {
-        "core_px": _core_px(options.core_px),
-        "halo": _halo(options.halo),
+        "core_px": core_px,
+        "halo": halo,
         "grid_offset_px": tuple(options.grid_offset_px),
         "blend": options.blend,
         "tta": options.tta,
@@ -163,7 +165,7 @@ def _predict(options: argparse.Namespace) -> None:
         "nodata": options.nodata,
         "nodata_rule": options.nodata_rule,
         "area": None if options.area is None else _area(options.area),
-        "resolution_m": _resolution_m(options.resolution_m),
+        "resolution_m": resolution_m,
         "output_grid": options.output_grid,
         "outputs": tuple(options.outputs),
         "vectors": options.vectors,
@@ -184,21 +186,24 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         results = [predict_raster(model, sources[0], options.target, **settings, on_plan=say)]
     for result in results if not options.dry_run else ():
-        print(f"{result.target}: {_outcome(result)}")
+        print(f"{result.target}: {_outcome(result, model.spec.class_names)}")
     for other in dict.fromkeys(other for result in results if result.class_pixels for other in result.others):
         print(other)
 
 
-def _outcome(result: Any) -> str:
+def _outcome(result: Any, class_names: Sequence[str]) -> str:
     if result.missing_strips:
         return (
-            f"this shard is done; {result.missing_strips} strips of others are missing. The last one to finish puts "
-            f"the map together, or geonorm merge {result.target}"
+            f"this shard is done, strips of others missing: {result.missing_strips}. The last shard to finish puts the "
+            "map together"
         )
     if not result.class_pixels:
         return "put together by another shard"
-    shares = ", ".join(f"{100 * pixels / max(1, result.valid_pixels):.1f} %" for pixels in result.class_pixels)
-    return f"{result.valid_pixels} pixels labelled ({shares} by class)"
+    shares = ", ".join(
+        f"{name} {100 * pixels / max(1, result.valid_pixels):.1f} %"
+        for name, pixels in zip(class_names, result.class_pixels, strict=True)
+    )
+    return f"{result.valid_pixels:,} pixels labelled ({shares})"
 
 
 def _shard(text: str | None) -> Any:
@@ -221,6 +226,13 @@ def _resolution_m(text: str | None) -> Any:
         return float(text)
     except ValueError as error:
         raise InvalidConfigError(f"--resolution_m must be auto or a number of metres, got {text!r}.") from error
+
+
+def _check_files(names: Sequence[str]) -> None:
+    """Raise for a file that is not there, before libraries are loaded that take seconds."""
+    for name in names:
+        if "://" not in name and not name.startswith("/vsi") and not Path(name).exists() and "!" not in name:
+            raise RasterError(f"there is no file {name}. Check the name and the folder.")
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,7 @@ from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
 
 CORES_PX = (256, 512, 1024, 2048)
 """Cores that ``core_px="auto"`` chooses from, each rounded up to the network's stride."""
+USUAL_CORE_PX = 512
 AMPLE_OVERHEAD = 2.0
 """A core is large enough once the network computes at most so many pixels for each it writes."""
 NETWORK_SHARE = 1 / 3
@@ -170,7 +171,8 @@ def choose_core_px(
         plan = min(largest, plans[:2][-1], key=lambda plan: plan.core_px)
         why = "no halo is exact for this network"
     else:
-        enough = next((plan for plan in plans if plan.overhead <= AMPLE_OVERHEAD), plans[-1])
+        usual = [plan for plan in plans if plan.core_px >= USUAL_CORE_PX]  # smaller ones only where memory is short
+        enough = next((plan for plan in usual if plan.overhead <= AMPLE_OVERHEAD), plans[-1])
         plan = min(largest, enough, key=lambda plan: plan.core_px)
         why = f"the exact halo of {exact_px} px costs {plan.overhead:.1f} times the compute"
     needed = f"a batch of its tiles takes {_bytes_in_words(taken[plans.index(plan)])}"

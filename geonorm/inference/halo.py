@@ -88,7 +88,7 @@ def choose_halo(
                 kind="exact",
                 mismatch=None,
                 reference_px=None,
-                why=f"exact halo of {exact_px} px ({cost}): the tiles do not change the labels",
+                why=f"exact halo of {exact_px} px ({cost})",
             )
     return _measure(geometry, plan, read=read, predict=predict, fill=fill, on_cores=on_cores)
 
@@ -98,7 +98,7 @@ def _given(halo_px: int, geometry: TileGeometry) -> HaloChoice:
         raise InvalidConfigError(f"halo must not be negative, got {halo_px}.")
     exact_px = geometry.core_halo_px
     if exact_px is not None and halo_px >= exact_px:
-        why = f"given halo of {halo_px} px, at least the exact one of {exact_px} px: the tiles do not change the labels"
+        why = f"given halo of {halo_px} px, at least the exact one of {exact_px} px"
         return HaloChoice(halo_px=halo_px, kind="exact", mismatch=None, reference_px=None, why=why)
     short = "no halo is exact for this network" if exact_px is None else f"less than the exact one of {exact_px} px"
     return HaloChoice(
@@ -106,7 +106,7 @@ def _given(halo_px: int, geometry: TileGeometry) -> HaloChoice:
         kind="given",
         mismatch=None,
         reference_px=None,
-        why=f"given halo of {halo_px} px, {short}: labels may depend on the tiles",
+        why=f"given halo of {halo_px} px, {short}",
     )
 
 
@@ -153,14 +153,18 @@ def _measure(
         kind="measured",
         mismatch=mismatch,
         reference_px=reference_px,
-        why=f"{why}{_cheaper(geometry, plan)}",
+        why=f"{why}{_cheaper(geometry, plan, halo_px)}",
     )
 
 
-def _cheaper(geometry: TileGeometry, plan: Plan) -> str:
+def _cheaper(geometry: TileGeometry, plan: Plan, halo_px: int) -> str:
     exact_px = geometry.core_halo_px
     if exact_px is None:
-        return ""
+        overhead = replace(plan, halo_px=halo_px).overhead
+        if overhead <= AFFORDABLE_OVERHEAD:
+            return ""
+        larger = replace(plan, halo_px=halo_px, core_px=2 * plan.core_px)
+        return f"; that is {overhead:.1f} times the compute, with core_px={larger.core_px} {larger.overhead:.1f} times"
     overhead = replace(plan, halo_px=exact_px).overhead
     core_px = affordable_core_px(geometry, plan)
     return (

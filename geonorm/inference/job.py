@@ -20,6 +20,7 @@ from geonorm.models import TileGeometry, tile_geometry
 from geonorm.models.predictor import Orientations, Precision, predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import RasterSource
+from geonorm.raster.resample import Resampled
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import Blend
@@ -28,6 +29,9 @@ from geonorm.tiling.plan import Plan
 from geonorm.tiling.supply import Supply
 
 Path = str | os.PathLike[str]
+
+ORIENTATIONS = {"none": 1, "d4": 8}
+"""Copies of a tile that the network sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,15 @@ class Job:
     predict: Predict
     fill: Tensor
     blend: Blend = "none"
+    tta: Orientations = "none"
     counts: Counts | None = None
     rounding: tuple[str, ...] = ()
     """What makes the logits of a pixel follow from the tiles within rounding, such as half precision."""
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether the network sees pixels of another size than the file's."""
+        return isinstance(self.reader, Resampled)
 
     def strips(
         self,
@@ -58,7 +68,7 @@ class Job:
         """Yield the raster's strips from the top; see `geonorm.tiling.engine.predict_strips`."""
         rows, cols = self.plan.axes
         to_do = cols.num_cores * sum(row.core_start not in skip for row in rows.spans())
-        bar = tqdm(total=to_do, unit="tile", desc=title, disable=not progress)
+        bar = tqdm(total=to_do, unit="tile", desc=title, disable=not (progress and to_do))
         # A reader of its own for the thread that reads ahead.
         with self.reader.reopen() as ahead, bar:
             supply = Supply(
@@ -97,14 +107,17 @@ class Job:
         """Return the plan as text for a user."""
         plan, (rows, cols) = self.plan, self.plan.axes
         local_px = self.model.localized_px
+        source = self.reader
+        copies = ORIENTATIONS[self.tta]
         return "\n".join(
             [
                 *([] if local_px is None else [f"network  localized: norms over windows of {local_px} px"]),
-                f"source   {self.reader.path}: {plan.height} x {plan.width} px, {len(self.reader.bands)} bands, "
-                f"{self.reader.dtype}",
+                f"source   {source.path}: {plan.height} rows x {plan.width} columns, {len(source.bands)} bands, "
+                f"{source.dtype}{f', resampled to {source.resolution:.3g} m' if self.is_resampled else ''}",
                 f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
-                f"{plan.overhead:.2f} times the compute",
+                f"{copies * plan.overhead:.2f} times the compute",
                 f"halo     {self.halo.why}",
+                f"labels   {self._dependence_in_words()}",
                 f"grid     anchored to the CRS at multiples of {plan.network.stride_px} px; "
                 f"first pixel at row {plan.first_index[0]}, column {plan.first_index[1]}",
             ]
@@ -123,10 +136,20 @@ class Job:
             "geonorm_halo_kind": self.halo.kind,
             "geonorm_stride_px": str(self.plan.network.stride_px),
             "geonorm_grid_offset_px": json.dumps(list(self.plan.grid_offset_px)),
+            **({"geonorm_resolution_m": f"{self.reader.resolution:.6g}"} if self.is_resampled else {}),
             **({} if self.blend == "none" else {"geonorm_blend": self.blend}),
+            **({} if self.tta == "none" else {"geonorm_tta": self.tta}),
             **({"geonorm_rounding": ", ".join(self.rounding)} if self.rounding else {}),
             "geonorm_tile_independent": self._tile_independent(),
         }
+
+    def _dependence_in_words(self) -> str:
+        inexact = [*self.rounding, *([f"{self.blend} blending"] if self.blend != "none" else [])]
+        return {
+            "yes": "do not depend on the tiles",
+            "no": "may depend on the tiles",
+            "within rounding": f"depend on the tiles within the rounding ({', '.join(inexact)})",
+        }[self._tile_independent()]
 
     def _tile_independent(self) -> str:
         if self.halo.kind != "exact":
@@ -202,6 +225,7 @@ def prepare(
         predict=predict,
         fill=fill,
         blend=blend,
+        tta=tta,
         counts=counts,
         rounding=tuple([precision] * (precision != "32-true") + ["compiled"] * compile),
     )

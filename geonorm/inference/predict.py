@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
@@ -13,11 +14,12 @@ from typing import Any, Self
 
 from torch import nn
 
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import assemble
 from geonorm.inference.forecast import forecast
 from geonorm.inference.job import as_trained
 from geonorm.inference.journal import Journal, StripFolder
+from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
 from geonorm.inference.work import Prediction as Prediction
@@ -26,7 +28,7 @@ from geonorm.raster.area import AreaMissesError
 from geonorm.raster.mosaic import Mosaic, group_neighbours
 from geonorm.raster.read import RasterSource, open_raster
 from geonorm.raster.sources import find_sources, target_names
-from geonorm.raster.write import check_target
+from geonorm.raster.write import check_folder, check_target
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tiling.engine import Strip
 
@@ -106,10 +108,7 @@ def predict_rasters(
     """
     options = options or Options()
     names = find_sources([os.fspath(source) for source in sources])
-    if not os.path.isdir(out_dir):
-        raise InvalidConfigError(
-            f"{os.fspath(out_dir)} must be a folder, for the maps of {len(names)} rasters. Make it."
-        )
+    check_folder(out_dir, what=f"the maps of {len(names)} rasters")
     targets = target_names(names, out_dir)
     model = as_trained(model_or_checkpoint)
     readers = []
@@ -124,7 +123,7 @@ def predict_rasters(
             try:
                 done += _label(model, source, files, maps, options, on_plan=on_plan)
             except AreaMissesError:
-                continue
+                on_plan(f"source   {source.path}: left out, it lies outside the area")
     if not done:
         raise AreaMissesError(f"none of the {len(names)} rasters meets the area. Check its coordinates and its CRS.")
     return done
@@ -160,6 +159,14 @@ def _label(
             progress=options.progress,
         )
         on_plan(f"{work.in_words()}\n{needs.in_words()}")
+        free = available_memory()
+        if needs.memory_bytes > free:
+            warnings.warn(
+                f"that may be more memory than there is: {free / 1e9:.1f} GB are free. Take a smaller core_px, "
+                "batch_size or halo.",
+                GeonormWarning,
+                stacklevel=3,
+            )
         return work.results
     if options.shard.count > 1 and work.is_made():
         return work.results

@@ -91,7 +91,13 @@ class Work:
 
     def in_words(self) -> str:
         """Return the plan as text for a user."""
-        return "\n".join([self.job.in_words(), *([f"core     {self.core[1]}"] if self.core[1] else [])])
+        bounds, grid = self.plan.bounds, self.plan.grid
+        lines = [self.job.in_words()]
+        if (bounds.height, bounds.width) != (grid.height, grid.width):
+            lines.append(f"area     {bounds.height} rows x {bounds.width} columns of it")
+        if self.core[1]:
+            lines.append(f"core     {self.core[1]}")
+        return "\n".join(lines)
 
     def is_made(self) -> bool:
         """Whether the map is there, of the same settings: other shards were quicker."""
@@ -201,7 +207,7 @@ def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> Ras
         )
     found = source.resolution
     if wanted is not None and not (found and abs(found / wanted - 1) <= SAME_RESOLUTION):
-        source = Resampled(source, wanted)
+        return Resampled(source, wanted)
     _warn_of_resolution(source, spec)
     return source
 
@@ -263,7 +269,11 @@ def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:
     if trained and found and not 1 / RESOLUTION_FACTOR <= found / trained <= RESOLUTION_FACTOR:
         warnings.warn(
             f"{reader.path} has pixels of {found:.3g} m, the model was trained on {trained:.3g} m: expect poor labels. "
-            f"Let the network see what it knows with --resolution_m auto.",
+            + (
+                "Let the network see what it knows with --resolution_m auto."
+                if found < trained
+                else "Find finer imagery, or train at that resolution."
+            ),
             GeonormWarning,
             stacklevel=4,
         )

@@ -100,6 +100,25 @@ def check_target(
     return path
 
 
+def check_folder(path: str | os.PathLike[str], *, what: str) -> Path:
+    """Return ``path`` as a folder, made if it is not there; its parent must be.
+
+    Args:
+        path: The folder.
+        what: What it is for, for messages.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise RasterError(f"{folder} is a file, a folder is needed for {what}. Choose another name.")
+    if folder.suffix and not folder.exists():
+        raise RasterError(f"{folder} looks like a file, a folder is needed for {what}. Name one.")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RasterError(f"the folder {folder} cannot be made: {error.strerror}. Choose another one.") from error
+    return folder
+
+
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
     """Make a folder beside the target, where renaming is atomic, and remove it at the end."""

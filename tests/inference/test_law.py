@@ -127,6 +127,9 @@ def job(network: nn.Module, source: Path, *, halo: Halo = "exact", **settings: A
     batch_size=1,
     with_holes=False,
 )
+@example(  # a core without data
+    cells=4, first_index=(0, 0), grid_offset_px=(2, 0), height=30, width=30, batch_size=1, with_holes=True
+)
 @example(cells=2, first_index=(0, 0), grid_offset_px=(0, 0), height=1, width=90, batch_size=3, with_holes=False)
 def test_tiles_give_the_bits_of_the_whole_image(
     name: str,
@@ -152,7 +155,8 @@ def test_tiles_give_the_bits_of_the_whole_image(
 
     found = tiled(network, image, plan, batch_size=batch_size)
 
-    assert torch.equal(found, whole(network, image, plan))
+    valid = torch.from_numpy((image != 0).any(axis=0))  # a core that lies in the hole does not go through the network
+    assert torch.equal(found[:, valid], whole(network, image, plan)[:, valid])
 
 
 @pytest.mark.parametrize("name", ["BN", "5 px", "5 px, valid"])

@@ -227,8 +227,14 @@ def test_the_plan_is_told_before_the_work(source: Path, target: Path) -> None:
     predict_raster(unet(), source, target, core_px=32, on_plan=on_plan)
 
     (text,) = told
-    assert "60 x 90 px, 3 bands, uint8" in text
-    for fact in ("3 x 4 cores of 32 px", "48 px", "2.25 times the compute", "exact halo of 8 px"):
+    assert "60 rows x 90 columns, 3 bands, uint8" in text
+    for fact in (
+        "3 x 4 cores of 32 px",
+        "48 px",
+        "2.25 times the compute",
+        "exact halo of 8 px",
+        "do not depend on the tiles",
+    ):
         assert fact in text
     assert f"row {FIRST_INDEX[0]}, column {FIRST_INDEX[1]}" in text
 

@@ -167,6 +167,27 @@ def test_the_resolution_of_the_training_is_taken_on_request(tmp_path: Path) -> N
         assert made.res == pytest.approx((0.6, 0.6), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"halo": "exact"}, "labels   do not depend on the tiles"),
+        ({"halo": 0}, "labels   may depend on the tiles"),
+        ({"halo": "measured"}, "labels   may depend on the tiles"),
+        ({"halo": "exact", "precision": "bf16-mixed"}, "labels   depend on the tiles within the rounding (bf16-mixed)"),
+        ({"halo": "exact", "blend": "hann"}, "labels   depend on the tiles within the rounding (hann blending)"),
+        ({"halo": "exact", "tta": "d4"}, f"{8 * (32 + 2 * 8) ** 2 / 32**2:.2f} times the compute"),
+        ({"resolution_m": 0.5}, "55 columns, 3 bands, uint8, resampled to 0.5 m"),
+    ],
+)
+def test_the_plan_says_what_the_labels_depend_on(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    told: list[str] = []
+    source = draw(tmp_path / "source.tif", noise(3))
+
+    predict_raster(unet(), source, tmp_path / "map.tif", core_px=32, dry_run=True, on_plan=told.append, **settings)
+
+    assert words in told[0]
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
 ) -> None:
