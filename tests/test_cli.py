@@ -26,6 +26,7 @@ from geonorm.inference import predict_raster
 from geonorm.models import UNet
 from geonorm.norms import BatchNorm, GroupNorm, SwitchableNorm
 from geonorm.tasks import SegmentationTask
+from tests.raster.odd_files import DAMAGED
 
 pytestmark = [
     # LightningCLI uses four things of jsonargparse that are on their way out.
@@ -61,13 +62,6 @@ TRAINER = (
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
 )
-DAMAGED = [
-    "corrupt-from-rasterio.tif",
-    "damaged-empty.tif",
-    "damaged-header-only.tif",
-    "damaged-truncated-60pct.tif",
-    "damaged-truncated-strips.tif",
-]
 
 
 def draw(path: Path, values: NDArray[Any], **options: Any) -> None:
