@@ -42,7 +42,8 @@ TORCH_FAMILY = frozenset(
 LIGHTNING = frozenset({"lightning", "pytorch_lightning"})
 RASTER_OPENERS = frozenset({"osgeo", "rasterio", "rio_cogeo"})
 MAY_OPEN_RASTERS = frozenset(
-    f"geonorm/raster/{name}.py" for name in ("area", "grid", "read", "strips", "tracing", "vector_file", "write")
+    f"geonorm/raster/{name}.py"
+    for name in ("area", "grid", "read", "shapes", "strips", "tracing", "vector_file", "warped", "write")
 )
 NOT_INSTALLED = frozenset({"benchmarks", "data_scripts", "tests"})
 NORMS_MAY_USE = frozenset({"torch"}) | sys.stdlib_module_names

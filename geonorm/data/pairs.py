@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +10,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import DatasetError
-from geonorm.raster.read import Grid, Pixels, Reader, open_raster
+from geonorm.data.labels import BUILDINGS, LabelRules, OpenLabels, open_labels
+from geonorm.raster.read import Grid, NodataRule, Pixels, Reader, open_raster
 from geonorm.raster.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The files of one scene."""
+    """The files of one scene, and how they are read."""
 
     image: str
     """Path of the image."""
     labels: str
-    """Path of its labels: one band on the same grid."""
-    group: str
+    """Path of its labels: a raster, or a file of polygons."""
+    group: str = ""
     """What scores are summed over beside the whole: the city."""
+    bands: tuple[int, ...] = (1, 2, 3)
+    """Bands of the image, counted from 1, in the order the model takes them."""
+    rules: LabelRules = BUILDINGS
+    """What the values of the labels mean."""
+    nodata: float | None = None
+    """Value of the image without data, beside what it declares."""
+    nodata_rule: NodataRule = "all"
+    """A pixel has no data where ``"all"`` or ``"any"`` of its bands have none."""
 
     @property
     def name(self) -> str:
@@ -36,15 +43,10 @@ class Pair:
 class OpenPair:
     """An open image with its labels."""
 
-    def __init__(self, pair: Pair, image: Reader, labels: Reader) -> None:
+    def __init__(self, pair: Pair, image: Reader, labels: OpenLabels) -> None:
         self.pair = pair
         self._image = image
         self._labels = labels
-        if (image.grid.height, image.grid.width) != (labels.grid.height, labels.grid.width):
-            raise DatasetError(
-                f"{pair.labels} is {labels.grid.height} x {labels.grid.width} pixels, but its image {pair.image} is "
-                f"{image.grid.height} x {image.grid.width}. Labels must lie on the grid of their image."
-            )
 
     @property
     def grid(self) -> Grid:
@@ -56,18 +58,20 @@ class OpenPair:
         return self._image.read(window)
 
     def read_labels(self, window: Window) -> NDArray[np.uint8]:
-        """Return the labels inside ``window``, ``(rows, cols)``: 0 and 1 from masks of 0/255 or 0/1."""
-        labels = self._labels.read(window).values[0]
-        wrong = ~np.isin(labels, (0, 1, IGNORE_LABEL))
-        if wrong.any():
-            raise DatasetError(
-                f"{self.pair.labels} holds the value {labels[wrong][0]}; a building mask holds 0 and 255, or 0 and 1."
-            )
-        return (labels > 0).astype(np.uint8)
+        """Return the labels inside ``window``, ``(rows, cols)``."""
+        return self._labels.read(window)
 
 
 @contextmanager
-def open_pair(pair: Pair, *, bands: Sequence[int]) -> Iterator[OpenPair]:
-    """Open both files of a pair for reading."""
-    with open_raster(pair.image, bands=bands) as image, open_raster(pair.labels, bands=[1]) as labels:
+def open_pair(pair: Pair) -> Iterator[OpenPair]:
+    """Open both files of a pair for reading.
+
+    Raises:
+        RasterError: One of them cannot be read.
+        DatasetError: They do not fit together.
+    """
+    with (
+        open_raster(pair.image, bands=pair.bands, nodata_rule=pair.nodata_rule, nodata=pair.nodata) as image,
+        open_labels(pair.labels, pair.rules, image) as labels,
+    ):
         yield OpenPair(pair, image, labels)

@@ -28,18 +28,14 @@ class RandomPatches(Dataset[Sample]):
 
     Args:
         pairs: Images and labels.
-        sizes: Their grids.
-        bands: Bands to read, counted from 1.
+        grids: Their grids.
         patch_px: Side of a patch.
         seed: Sample ``number`` is drawn from ``(seed, number)`` alone.
     """
 
-    def __init__(
-        self, pairs: Sequence[Pair], grids: Sequence[Grid], *, bands: Sequence[int], patch_px: int, seed: int
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], grids: Sequence[Grid], *, patch_px: int, seed: int) -> None:
         self.pairs = list(pairs)
         self.sizes = [(grid.height, grid.width) for grid in grids]
-        self.bands = list(bands)
         self.patch_px = patch_px
         self.seed = seed
         areas = np.array([height * width for height, width in self.sizes], dtype=float)
@@ -53,7 +49,7 @@ class RandomPatches(Dataset[Sample]):
         row, col = (int(draw.integers(0, max(1, size - self.patch_px + 1))) for size in (height, width))
         turn = int(draw.integers(8))
         window = Window(row, col, min(self.patch_px, height), min(self.patch_px, width))
-        with open_pair(self.pairs[which], bands=self.bands) as pair:
+        with open_pair(self.pairs[which]) as pair:
             return {**read_sample(pair, window, self.patch_px), "turn": torch.tensor(turn)}
 
 

@@ -134,7 +134,7 @@ def read_scene(path: str, labels: str | None, *, bands: Sequence[int]) -> Scene:
     if labels is None:
         with open_raster(path, bands=bands) as reader:
             return Scene(path=path, height=reader.grid.height, width=reader.grid.width)
-    with open_pair(Pair(image=path, labels=labels, group=path), bands=bands) as files:
+    with open_pair(Pair(image=path, labels=labels, group=path, bands=tuple(bands))) as files:
         grid = files.grid
         truth = torch.from_numpy(files.read_labels(Window(0, 0, grid.height, grid.width)))
     return Scene(path=path, height=grid.height, width=grid.width, truth=truth)

@@ -10,29 +10,22 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pyogrio  # type: ignore[import-untyped]  # ships no types
-import pyogrio.errors  # type: ignore[import-untyped]  # ships no types
-import pyogrio.raw  # type: ignore[import-untyped]  # ships no types
 import rasterio.features
-import rasterio.warp
 import shapely  # type: ignore[import-untyped]  # ships no types
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from geonorm.errors import InvalidConfigError, RasterError, name_some, one_line
+from geonorm.errors import InvalidConfigError, RasterError, one_line
 from geonorm.raster.grid import Grid
-from geonorm.raster.read import GDAL_ERRORS, is_local
+from geonorm.raster.read import is_local
+from geonorm.raster.shapes import Bounds, bounds_of, in_crs_of, in_pixels, known_crs, polygons_of, read_layer
 from geonorm.raster.window import Window
 
 BLOCK_PX = 512
 """Side of the squares, counted from the raster's corner, that are filled at once: each pixel always in the same one."""
 MAX_EDGES = 2000
 """Of a polygon; what has more is cut up."""
-EDGE_PARTS = 256
-"""Parts into which an edge as long as the raster is cut before its way to another CRS bends it."""
-
-Bounds = tuple[float, float, float, float]
 
 
 class AreaMissesError(InvalidConfigError):
@@ -66,7 +59,7 @@ class Area:
                 f"{name} must be left, bottom, right and top, with left < right and bottom < top. "
                 "Put them in this order, x before y."
             )
-        known = None if crs is None else _known(crs)
+        known = None if crs is None else known_crs(crs)
         return cls(np.array([shapely.box(*bounds)]), known, name)
 
     @classmethod
@@ -80,18 +73,18 @@ class Area:
         name = os.fspath(path)
         if is_local(name) and not os.path.exists(name):
             raise RasterError(f"there is no file {name}. Check the name and the folder.")
-        meta, wkb = _read_layer(name, layer)
+        meta, wkb, _ = read_layer(name, layer)
         if meta["crs"] is None:
             raise RasterError(f"{name} has no coordinate system. Give it one with ogr2ogr -a_srs.")
         try:
-            polygons = _polygons_of(shapely.from_wkb(wkb))
+            polygons = polygons_of(shapely.from_wkb(wkb))
         except shapely.errors.GEOSException as error:
             raise RasterError(
                 f"{name} holds a shape that cannot be read: {one_line(error)}. Repair it first."
             ) from error
         if not len(polygons):
             raise RasterError(f"{name} holds no polygons ({len(wkb)} other shapes). Name a file or a layer with some.")
-        return cls(polygons, _known(meta["crs"]), name)
+        return cls(polygons, known_crs(meta["crs"]), name)
 
     def fingerprint(self) -> str:
         """Return letters that two areas share only if they are the same."""
@@ -100,7 +93,7 @@ class Area:
 
     def on(self, grid: Grid) -> AreaOnGrid:
         """Return the pixels of a raster whose centres lie in the area."""
-        polygons = _polygons_of(shapely.make_valid(self.polygons))
+        polygons = polygons_of(shapely.make_valid(self.polygons))
         if self.crs is not None:
             if grid.crs is None or not grid.has_transform:
                 raise InvalidConfigError(
@@ -108,16 +101,16 @@ class Area:
                     "Give it both with gdal_translate -a_srs -a_ullr, or name the area in pixels."
                 )
             if self.crs != grid.crs:
-                polygons = _in_crs(polygons, self.crs, grid, self.name)
+                polygons = in_crs_of(polygons, self.crs, grid, self.name)
         if grid.transform.is_degenerate:
             raise InvalidConfigError(f"the raster's pixels have no size, so {self.name} cannot be laid on it.")
         raster = shapely.box(0, 0, grid.width, grid.height)
-        polygons = shapely.make_valid(_in_pixels(polygons, grid.transform))
-        polygons = _polygons_of(shapely.intersection(polygons, raster))
+        polygons = shapely.make_valid(in_pixels(polygons, grid.transform))
+        polygons = polygons_of(shapely.intersection(polygons, raster))
         if not len(polygons):
             raise AreaMissesError(
                 f"{self.name} misses the raster, whose left, bottom, right and top are "
-                f"{_in_words(_bounds(grid))}. Check its CRS, and that x comes before y."
+                f"{_in_words(bounds_of(grid))}. Check its CRS, and that x comes before y."
             )
         area = AreaOnGrid(polygons, _window_of(polygons, grid))
         if not area.holds_pixels():
@@ -159,76 +152,6 @@ class AreaOnGrid:
         return rasterio.features.rasterize(self._pieces[near], out_shape=shape, transform=place, dtype="uint8") != 0
 
 
-def _read_layer(name: str, layer: str | None) -> tuple[dict[str, Any], NDArray[np.object_]]:
-    """Return what is known of a layer, and its shapes as WKB."""
-    try:
-        layers = [str(found) for found, _ in pyogrio.list_layers(name)]
-        if not layers:
-            raise RasterError(f"{name} holds no layer of shapes. Name a vector file, such as GeoPackage or GeoJSON.")
-        if layer is None and len(layers) == 1:
-            layer = layers[0]
-        if layer not in layers:
-            asked = "none is named" if layer is None else f"{layer!r} is asked for"
-            raise RasterError(f"{name} has the layers {name_some(layers)}, but {asked}. Name one of them.")
-        meta, _, wkb, _ = pyogrio.raw.read(name, layer=layer, columns=[], force_2d=True)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.GeometryError) as error:
-        raise RasterError(
-            f"{name} does not open as a vector file: {one_line(error)}. Try GeoPackage or GeoJSON, or see ogrinfo."
-        ) from error
-    return meta, wkb
-
-
-def _known(crs: CRS | str) -> CRS:
-    try:
-        return CRS.from_user_input(crs)
-    except ValueError as error:  # CRSError is one
-        raise InvalidConfigError(
-            f"{str(crs)[:80]!r} is no coordinate system that is known: {one_line(error)}. Try a code such as EPSG:4326."
-        ) from error
-
-
-def _polygons_of(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Return the single polygons that shapes of any kind hold."""
-    parts = shapely.get_parts(shapely.get_parts(shapes))  # of a multipolygon in a collection
-    return parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)]
-
-
-def _in_crs(polygons: NDArray[np.object_], crs: CRS, grid: Grid, name: str) -> NDArray[np.object_]:
-    """Return polygons in the raster's CRS, as far as they lie near the raster: far away, none may have coordinates."""
-
-    def moved(places: NDArray[np.float64]) -> NDArray[np.float64]:
-        xs, ys = rasterio.warp.transform(crs, grid.crs, places[:, 0], places[:, 1])
-        return np.stack([xs, ys], axis=1)
-
-    try:
-        left, bottom, right, top = rasterio.warp.transform_bounds(grid.crs, crs, *_bounds(grid))
-        if left < right and math.isfinite(left + bottom + right + top):  # else across the date line, or over a pole
-            margin = (right - left + top - bottom) / 20  # the outline bulges between the points that were moved
-            frame = left - margin, bottom - margin, right + margin, top + margin
-            polygons = _polygons_of(shapely.intersection(polygons, shapely.box(*frame)))
-        if len(polygons):
-            left, bottom, right, top = shapely.total_bounds(polygons)
-            longest = max(right - left, top - bottom)
-            polygons = shapely.transform(shapely.segmentize(polygons, longest / EDGE_PARTS), moved)
-    except GDAL_ERRORS as error:
-        raise InvalidConfigError(
-            f"{name} cannot be brought to the raster's CRS: {one_line(error)}. Reproject it first with ogr2ogr -t_srs."
-        ) from error
-    whole = np.array([np.isfinite(shapely.get_coordinates(polygon)).all() for polygon in polygons], dtype=bool)
-    return polygons[whole]
-
-
-def _in_pixels(polygons: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
-    """Return polygons in pixels, x to the right and y down from the raster's corner."""
-    t = transform
-
-    def moved(places: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = places[:, 0] - t.c, places[:, 1] - t.f  # first, so that large coordinates lose nothing
-        return np.stack([t.e * x - t.b * y, t.a * y - t.d * x], axis=1) / t.determinant
-
-    return shapely.transform(polygons, moved)
-
-
 def _in_words(bounds: Iterable[float]) -> str:
     return " ".join(f"{number:.15g}" for number in bounds)
 
@@ -251,16 +174,8 @@ def _subdivided(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
         first = (left, top, cut, bottom) if wide else (left, top, right, cut)
         second = (cut, top, right, bottom) if wide else (left, cut, right, bottom)
         halves = [shapely.box(*first), shapely.box(*second)]
-        large += list(_polygons_of(shapely.intersection(polygon, halves)))
+        large += list(polygons_of(shapely.intersection(polygon, halves)))
     return np.array(pieces, dtype=object)
-
-
-def _bounds(grid: Grid) -> Bounds:
-    corners = [(0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height)]
-    t = grid.transform
-    xs = [t.a * col + t.b * row + t.c for col, row in corners]
-    ys = [t.d * col + t.e * row + t.f for col, row in corners]
-    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _window_of(polygons: NDArray[np.object_], grid: Grid) -> Window:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
-from geonorm.data.pairs import OpenPair, Pair, open_pair
+from geonorm.data.pairs import OpenPair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.models import Rescale, TileGeometry, UNet, localize_norms, tile_geometry
@@ -128,14 +128,13 @@ class SegmentationTask(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score one batch of patches, or one whole tile that is named by its files."""
-        if isinstance(batch["image"], Tensor):
+        if "pair" not in batch:
             logits = self(batch["image"])
             labels = centre(batch["mask"], like=logits)
             self.scores.update("all", logits.argmax(1), labels)
             return
-        pair = Pair(**batch)
-        with open_pair(pair, bands=range(1, len(self.spec.bands) + 1)) as files:
-            self._score_whole(files, pair.group)
+        with open_pair(batch["pair"]) as files:
+            self._score_whole(files, files.pair.group)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of the last epoch."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from geonorm.data import InriaDataModule
 from geonorm.data.inria import city_of, find_pairs
+from geonorm.data.pairs import Pair
 from geonorm.data.patches import turned
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import DatasetError, InvalidConfigError
@@ -389,8 +390,8 @@ def test_validation_names_the_files_of_whole_tiles(tmp_path: Path) -> None:
 
     [tile] = data.val_dataloader()
 
-    files = {key: str(tmp_path / part / "austin1.tif") for key, part in (("image", "images"), ("labels", "gt"))}
-    assert tile == {**files, "group": "austin"}
+    image, labels = (str(tmp_path / part / "austin1.tif") for part in ("images", "gt"))
+    assert tile == {"pair": Pair(image=image, labels=labels, group="austin")}
     assert [*data.test_dataloader()] == [tile]
 
 

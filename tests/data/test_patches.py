@@ -60,12 +60,12 @@ def patches(
         pair = Pair(
             image=draw(folder / f"{number}.tif", image, **options),
             labels=draw(folder / f"{number}_gt.tif", mask[None]),
-            group="",
+            bands=tuple(range(1, len(image) + 1)),
         )
-        with open_pair(pair, bands=[1]) as files:
+        with open_pair(pair) as files:
             pairs.append(pair)
             grids.append(files.grid)
-    return RandomPatches(pairs, grids, bands=[*range(1, len(images[0]) + 1)], patch_px=patch_px, seed=seed)
+    return RandomPatches(pairs, grids, patch_px=patch_px, seed=seed)
 
 
 def same(one: Sample, other: Sample) -> bool:

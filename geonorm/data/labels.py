@@ -1,0 +1,230 @@
+"""What the values of a label file mean, and the labels that follow from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import shapely  # type: ignore[import-untyped]  # ships no types
+from numpy.typing import NDArray
+
+from geonorm.data.spec import IGNORE_LABEL
+from geonorm.errors import DatasetError, InvalidConfigError, name_some
+from geonorm.raster.area import Area, AreaMissesError, AreaOnGrid
+from geonorm.raster.grid import Grid
+from geonorm.raster.mosaic import same_grid
+from geonorm.raster.read import RasterSource, Reader, open_raster
+from geonorm.raster.shapes import known_crs, polygons_of, read_layer
+from geonorm.raster.warped import Warped
+from geonorm.raster.window import Window
+
+VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet")
+MOST_VALUES = 8
+"""So many values are named in a message."""
+
+Value = float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRules:
+    """What the values of a label file mean.
+
+    Raises:
+        InvalidConfigError: A value is given twice, or a class has none.
+    """
+
+    classes: tuple[tuple[Value, ...], ...]
+    """The values of class 0, 1, ...; in a vector file those of ``attribute``."""
+    ignored: tuple[Value, ...] = ()
+    """Values that no loss and no score counts."""
+    ignore_others: bool = False
+    """Whether values that are not named are ignored, too, instead of being an error."""
+    attribute: str | None = None
+    """Of a vector file, whose missing values are ``""``; where None, every polygon is of class ``shapes``."""
+    layer: str | None = None
+    """Of a vector file with several."""
+    shapes: int = 1
+    """Class of the polygons of a vector file without ``attribute``."""
+    background: int = 0
+    """Class of the pixels under no polygon; `IGNORE_LABEL` leaves them out."""
+    any_grid: bool = False
+    """Whether a raster may lie on another grid than its image; it is brought to it by the nearest."""
+
+    def __post_init__(self) -> None:
+        values = [*self.ignored, *(value for values in self.classes for value in values)]
+        doubles = sorted({str(value) for value in values if values.count(value) > 1})
+        if doubles:
+            raise InvalidConfigError(f"each value means one class, got {name_some(doubles)} twice.")
+        for name in ("shapes", "background"):
+            label = getattr(self, name)
+            if not (0 <= label < len(self.classes) or (name == "background" and label == IGNORE_LABEL)):
+                raise InvalidConfigError(f"{name} must be a class from 0 to {len(self.classes) - 1}, got {label}.")
+
+    def labels_of(self, values: NDArray[np.generic], valid: NDArray[np.bool_], *, name: str) -> NDArray[np.uint8]:
+        """Return the label of each value; `IGNORE_LABEL` where there is none.
+
+        Args:
+            values: As they are in the file.
+            valid: Where the file has values; a value that is named counts even where it has none.
+            name: The file, for messages.
+
+        Raises:
+            DatasetError: A value means nothing.
+        """
+        if values.dtype in (np.uint8, np.uint16):
+            image = _table(self, values.dtype.str)[values]
+        else:
+            found, places = np.unique(values, return_inverse=True)
+            image = np.array([self._label_of(value) for value in found.tolist()], dtype=np.int16)[places]
+            image = image.reshape(values.shape)
+        unknown = (image < 0) & valid
+        if unknown.any() and not self.ignore_others:
+            wrong = list(map(_short, np.unique(values[unknown]).tolist()))
+            raise DatasetError(f"{name} holds the value {name_some(wrong, MOST_VALUES)}; {self.in_words()}")
+        return np.where(image < 0, IGNORE_LABEL, image).astype(np.uint8)
+
+    def in_words(self) -> str:
+        """Return which values mean what."""
+        classes = ", ".join(
+            f"{' or '.join(map(_short, values))} is class {label}" for label, values in enumerate(self.classes)
+        )
+        ignored = f", {' and '.join(map(_short, self.ignored))} ignored" if self.ignored else ""
+        return f"{classes}{ignored}."
+
+    def _label_of(self, value: Value) -> int:
+        """Return the label of a value, -1 where it has none."""
+        for label, values in enumerate(self.classes):
+            if value in values:
+                return label
+        return IGNORE_LABEL if value in self.ignored else -1
+
+
+@lru_cache(maxsize=16)
+def _table(rules: LabelRules, dtype: str) -> NDArray[np.int16]:
+    """Return the label of every value of a small type, -1 where it has none."""
+    return np.array([rules._label_of(value) for value in range(np.iinfo(dtype).max + 1)], dtype=np.int16)
+
+
+BUILDINGS = LabelRules(classes=((0,), (1, 255)))
+"""Masks of 0/255 or 0/1."""
+
+
+class OpenLabels(Protocol):
+    """An open label file."""
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Return the labels inside a window of the image, ``(rows, cols)``; `IGNORE_LABEL` where there are none."""
+
+
+class RasterLabels:
+    """Labels of a raster on the grid of its image."""
+
+    def __init__(self, source: Reader, rules: LabelRules) -> None:
+        self._source = source
+        self._rules = rules
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Return the labels inside a window."""
+        pixels = self._source.read(window)
+        return self._rules.labels_of(pixels.values[0], pixels.valid, name=self._source.path)
+
+
+class WarpedLabels:
+    """Labels of a raster on another grid than its image, by the nearest."""
+
+    def __init__(self, source: Warped, rules: LabelRules) -> None:
+        self._source = source
+        self._rules = rules
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Return the labels inside a window."""
+        values, valid = self._source.read(window)
+        labels = self._rules.labels_of(values, valid, name=self._source.path)
+        return np.where(valid, labels, IGNORE_LABEL).astype(np.uint8)
+
+
+class PolygonLabels:
+    """Labels of polygons; where some overlap, the highest class is on top. A pixel is that of its centre."""
+
+    def __init__(self, areas: dict[int, AreaOnGrid], background: int) -> None:
+        self._areas = areas
+        self._background = background
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Return the labels inside a window."""
+        labels = np.full((window.height, window.width), self._background, dtype=np.uint8)
+        for label in sorted(self._areas, key=lambda label: (label != IGNORE_LABEL, label)):
+            labels[self._areas[label].inside(window)] = label
+        return labels
+
+
+@contextmanager
+def open_labels(path: str, rules: LabelRules, image: RasterSource) -> Iterator[OpenLabels]:
+    """Open a label file, a raster or one of polygons, on the grid of its image.
+
+    Raises:
+        DatasetError: It says nothing of the image, or something that means nothing.
+        RasterError: It cannot be read.
+    """
+    grid = image.grid
+    if is_vector(path):
+        if not os.path.exists(path):
+            raise DatasetError(f"there is no file {path}. Check the name and the folder.")
+        yield _polygon_labels(path, os.stat(path).st_mtime_ns, rules, grid)
+        return
+    with open_raster(path, bands=[1]) as labels:
+        if _is_on(labels.grid, grid, any_grid=rules.any_grid):
+            yield RasterLabels(labels, rules)
+            return
+        own = labels.grid
+    if not rules.any_grid or own.crs is None or grid.crs is None or not (own.has_transform and grid.has_transform):
+        raise DatasetError(
+            f"{path} is {own.height} x {own.width} pixels, but its image {image.path} is "
+            f"{grid.height} x {grid.width}. Labels must lie on the grid of their image"
+            f"{', or both say where they lie (CRS, transform)' if rules.any_grid else ''}."
+        )
+    with Warped(path, grid) as warped:
+        yield WarpedLabels(warped, rules)
+
+
+def _is_on(labels: Grid, image: Grid, *, any_grid: bool) -> bool:
+    """Whether labels and image share their pixels; where labels may lie anywhere, their place decides, if known."""
+    if (labels.height, labels.width) != (image.height, image.width):
+        return False
+    lie_somewhere = labels.has_transform and image.has_transform
+    return not (any_grid and lie_somewhere) or (same_grid(labels, image) and labels.first_index == image.first_index)
+
+
+def is_vector(path: str) -> bool:
+    """Whether a file holds polygons, by its suffix."""
+    return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+@lru_cache(maxsize=64)  # a patch opens its files anew, and a vector file is read whole
+def _polygon_labels(path: str, changed_ns: int, rules: LabelRules, grid: Grid) -> PolygonLabels:
+    meta, wkb, values = read_layer(path, rules.layer, attribute=rules.attribute)
+    if meta["crs"] is None:
+        raise DatasetError(f"{path} has no coordinate system. Give it one with ogr2ogr -a_srs.")
+    shapes = shapely.from_wkb(wkb)
+    labels = np.full(len(shapes), rules.shapes)
+    if values is not None:
+        values = np.array(["" if value is None else value for value in values.tolist()])
+        labels = rules.labels_of(values, np.ones(len(shapes), dtype=bool), name=f"{rules.attribute} of {path}")
+    areas = {}
+    for label in np.unique(labels).tolist():
+        polygons = polygons_of(shapes[labels == label])
+        try:
+            areas[label] = Area(polygons, known_crs(meta["crs"]), path).on(grid)
+        except AreaMissesError:
+            continue  # an image without one is no mistake
+    return PolygonLabels(areas, rules.background)
+
+
+def _short(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

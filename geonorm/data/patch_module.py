@@ -1,0 +1,200 @@
+"""Random patches for training and whole scenes for validation, from images and labels on disk."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datamodules import NonGeoDataModule
+
+from geonorm.data.pairs import Pair, open_pair
+from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
+from geonorm.data.spec import DatasetSpec
+from geonorm.errors import DatasetError, InvalidConfigError
+from geonorm.raster.read import Grid, open_raster
+from geonorm.raster.window import Window
+
+
+class PatchDataModule(NonGeoDataModule):
+    """What data modules of images and labels on disk have in common; a subclass says which (`pairs`, `facts`).
+
+    Training patches are random windows read straight from the files, flipped and turned by right angles on the device.
+
+    Args:
+        dataset_class: Of torchgeo, where there is one.
+        patch_px: Side of a training patch.
+        batch_size: Patches per step.
+        patches_per_epoch: Patches per epoch.
+        num_workers: Processes that read patches.
+        seed: Chooses the patches and their turns.
+    """
+
+    def __init__(
+        self,
+        dataset_class: Any,
+        *,
+        patch_px: int,
+        batch_size: int,
+        patches_per_epoch: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        for name, value, least in (
+            ("patch_px", patch_px, 1),
+            ("batch_size", batch_size, 1),
+            ("patches_per_epoch", patches_per_epoch, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InvalidConfigError(f"{name} must be at least {least}, got {value}.")
+        super().__init__(dataset_class, batch_size, num_workers)
+        self.patch_px = patch_px
+        self.patches_per_epoch = patches_per_epoch
+        self.seed = seed
+        self._numbers = PatchNumbers(patches_per_epoch, batch_size=batch_size)
+
+    @property
+    @abstractmethod
+    def pairs(self) -> dict[str, list[Pair]]:
+        """Images and labels of the splits ``"train"`` and ``"val"``, and of ``"test"`` where there is one."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> DatasetSpec:
+        """Bands and classes; resolution and statistics are measured where they are missing."""
+
+    @cached_property
+    def grids(self) -> dict[str, list[Grid]]:
+        """The grids of the images of each split."""
+        return {split: [_grid(pair) for pair in pairs] for split, pairs in self.pairs.items()}
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        """Bands, classes and scale, with statistics measured on the training images."""
+        facts = self.facts
+        if facts.band_means is None or facts.band_deviations is None:
+            facts = facts.with_statistics(*self._measure())
+        if facts.resolution_m is None:
+            resolutions = [grid.resolution_m for grid in self.grids["train"] if grid.resolution_m]
+            facts = replace(facts, resolution_m=median(resolutions) if resolutions else None)
+        return facts
+
+    def setup(self, stage: str) -> None:
+        """Find the files of the splits, so that what is wrong with them is said before training."""
+        splits = self.pairs
+        if stage == "fit":
+            self._patches = RandomPatches(splits["train"], self.grids["train"], patch_px=self.patch_px, seed=self.seed)
+            rank, processes = self._place()
+            self._numbers = PatchNumbers(
+                self.patches_per_epoch, batch_size=self.batch_size, rank=rank, processes=processes
+            )
+            if not self._numbers.steps:
+                raise InvalidConfigError(
+                    f"patches_per_epoch must hold a batch of every process, got {self.patches_per_epoch} for "
+                    f"{processes} of {self.batch_size}."
+                )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Return random patches, new ones in each epoch; several processes share every step's."""
+        return PatchLoader(self._patches, self._numbers, num_workers=self.num_workers)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return which patch comes next: a checkpoint keeps it, so that a resumed run sees what remained."""
+        return {"next": self._numbers.next}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the patch that comes next."""
+        self._numbers.next = state_dict["next"]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the files of whole scenes, one at a time; the task reads them by windows."""
+        return self._whole("val")
+
+    def _whole(self, split: str) -> DataLoader[Any]:
+        tiles = WholeTiles(self.pairs[split])
+        rank, processes = self._place()
+        share = WholeShare(len(tiles), rank=rank, processes=processes)
+        return DataLoader(tiles, batch_size=1, sampler=share, collate_fn=_only)
+
+    def _place(self) -> tuple[int, int]:
+        """Return the number of this process and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the files of the test scenes; those of validation where there are none."""
+        return self._whole("test" if self.pairs.get("test") else "val")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the patches; the names of files stay where they are."""
+        return batch if "pair" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Turn the patches, and put the training mean where they have no data."""
+        if "turn" not in batch:
+            return batch
+        means = torch.tensor(self.spec.band_means, device=batch["image"].device)[:, None, None]
+        valid = batch["valid"][:, None]
+        valid = valid & batch.get("value_valid", valid)
+        image = torch.where(valid, batch["image"].to(torch.float32), means)
+        labels = batch["mask"]
+        turns = batch["turn"].tolist()
+        return {
+            "image": torch.stack([turned(one, turn) for one, turn in zip(image, turns, strict=True)]),
+            "mask": torch.stack([turned(one, turn) for one, turn in zip(labels, turns, strict=True)]),
+        }
+
+    def _measure(self, windows: int = 64, side_px: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation of each band over some windows of the training images."""
+        draw = np.random.default_rng(self.seed)
+        count, total, squares = (np.zeros(len(self.facts.bands)) for _ in range(3))
+        areas = np.array([grid.height * grid.width for grid in self.grids["train"]], dtype=float)
+        for which in draw.choice(len(areas), size=windows, p=areas / areas.sum()):
+            grid = self.grids["train"][which]
+            height, width = min(side_px, grid.height), min(side_px, grid.width)
+            row, col = draw.integers(grid.height - height + 1), draw.integers(grid.width - width + 1)
+            with open_pair(self.pairs["train"][which]) as pair:
+                pixels = pair.read(Window(int(row), int(col), height, width))
+            valid = pixels.value_valid & pixels.valid
+            values = np.where(valid, pixels.values, 0).astype(np.float64)
+            count += valid.sum((1, 2))
+            total += values.sum((1, 2))
+            squares += (values**2).sum((1, 2))
+        if not count.all():
+            raise DatasetError(
+                f"the training images, {self.pairs['train'][0].image} the first, hold a band with no valid pixel."
+            )
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+        return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+class WholeTiles(Dataset[dict[str, Pair]]):
+    """Names the files of whole tiles."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Pair]:
+        """Return a pair."""
+        return {"pair": self.pairs[index]}
+
+
+def _grid(pair: Pair) -> Grid:
+    with open_raster(pair.image, bands=pair.bands, nodata_rule=pair.nodata_rule, nodata=pair.nodata) as reader:
+        return reader.grid
+
+
+def _only(samples: list[dict[str, Pair]]) -> dict[str, Pair]:
+    return samples[0]
