@@ -70,7 +70,10 @@ def _one_thread() -> Iterator[None]:
 def combined(file: str, scenes: Path, *more: str) -> list[str]:
     """Return the words of a training with a file, completed by files of the other folders."""
     files = OTHERS | {file.split("/")[0]: file}
-    return ["fit", *(f"--config={FOLDER / name}" for name in files.values()), f"--data.root={scenes}", *more]
+    place = [f"--data.root={scenes}"]
+    if file == "data/rasters.yaml":
+        place = [f"--data.images={scenes / 'images'}", f"--data.labels={scenes / 'gt'}"]
+    return ["fit", *(f"--config={FOLDER / name}" for name in files.values()), *place, *more]
 
 
 def test_there_are_configurations_of_every_kind() -> None:
@@ -86,7 +89,7 @@ def test_every_setting_reaches_the_parser(file: str, scenes: Path, capsys: pytes
     assert end.value.code in (0, None)
     parsed = yaml.safe_load(capsys.readouterr().out)
     settings = yaml.safe_load((FOLDER / file).read_text(encoding="utf-8"))
-    assert missing(settings, parsed) <= {"data.init_args.root"}
+    assert missing(settings, parsed) <= {"data.init_args.root", "data.init_args.images", "data.init_args.labels"}
 
 
 def missing(settings: Any, parsed: Any, name: str = "") -> set[str]:

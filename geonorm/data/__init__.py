@@ -6,14 +6,19 @@ from geonorm.data.spec import DatasetSpec
 
 if TYPE_CHECKING:
     from geonorm.data.inria import InriaDataModule
+    from geonorm.data.rasters import RastersDataModule
 
-__all__ = ["DatasetSpec", "InriaDataModule"]
+__all__ = ["DatasetSpec", "InriaDataModule", "RastersDataModule"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the data module when it is asked for: labelling a raster does without torchgeo, which takes seconds."""
+    """Import a data module when it is asked for: labelling a raster does without torchgeo, which takes seconds."""
     if name == "InriaDataModule":
         from geonorm.data.inria import InriaDataModule
 
         return InriaDataModule
+    if name == "RastersDataModule":
+        from geonorm.data.rasters import RastersDataModule
+
+        return RastersDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import shapely  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
 
 from geonorm.data.spec import IGNORE_LABEL
@@ -20,7 +19,6 @@ from geonorm.raster.area import Area, AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import same_grid
 from geonorm.raster.read import RasterSource, Reader, open_raster
-from geonorm.raster.shapes import known_crs, polygons_of, read_layer
 from geonorm.raster.warped import Warped
 from geonorm.raster.window import Window
 
@@ -89,6 +87,13 @@ class LabelRules:
             raise DatasetError(f"{name} holds the value {name_some(wrong, MOST_VALUES)}; {self.in_words()}")
         return np.where(image < 0, IGNORE_LABEL, image).astype(np.uint8)
 
+    def label_of(self, value: Value, *, name: str) -> int:
+        """Return the label of one value; see `labels_of`."""
+        label = self._label_of("" if value is None else value)
+        if label < 0 and not self.ignore_others:
+            raise DatasetError(f"{name} holds the value {_short(value)!r}; {self.in_words()}")
+        return IGNORE_LABEL if label < 0 else label
+
     def in_words(self) -> str:
         """Return which values mean what."""
         classes = ", ".join(
@@ -152,7 +157,7 @@ class WarpedLabels:
 class PolygonLabels:
     """Labels of polygons; where some overlap, the highest class is on top. A pixel is that of its centre."""
 
-    def __init__(self, areas: dict[int, AreaOnGrid], background: int) -> None:
+    def __init__(self, areas: dict[int, list[AreaOnGrid]], background: int) -> None:
         self._areas = areas
         self._background = background
 
@@ -160,7 +165,8 @@ class PolygonLabels:
         """Return the labels inside a window."""
         labels = np.full((window.height, window.width), self._background, dtype=np.uint8)
         for label in sorted(self._areas, key=lambda label: (label != IGNORE_LABEL, label)):
-            labels[self._areas[label].inside(window)] = label
+            for area in self._areas[label]:
+                labels[area.inside(window)] = label
         return labels
 
 
@@ -208,19 +214,11 @@ def is_vector(path: str) -> bool:
 
 @lru_cache(maxsize=64)  # a patch opens its files anew, and a vector file is read whole
 def _polygon_labels(path: str, changed_ns: int, rules: LabelRules, grid: Grid) -> PolygonLabels:
-    meta, wkb, values = read_layer(path, rules.layer, attribute=rules.attribute)
-    if meta["crs"] is None:
-        raise DatasetError(f"{path} has no coordinate system. Give it one with ogr2ogr -a_srs.")
-    shapes = shapely.from_wkb(wkb)
-    labels = np.full(len(shapes), rules.shapes)
-    if values is not None:
-        values = np.array(["" if value is None else value for value in values.tolist()])
-        labels = rules.labels_of(values, np.ones(len(shapes), dtype=bool), name=f"{rules.attribute} of {path}")
-    areas = {}
-    for label in np.unique(labels).tolist():
-        polygons = polygons_of(shapes[labels == label])
+    areas: dict[int, list[AreaOnGrid]] = {}
+    for value, area in Area.by_value(path, rules.attribute, layer=rules.layer).items():
+        label = rules.shapes if rules.attribute is None else rules.label_of(value, name=f"{rules.attribute} of {path}")
         try:
-            areas[label] = Area(polygons, known_crs(meta["crs"]), path).on(grid)
+            areas.setdefault(label, []).append(area.on(grid))
         except AreaMissesError:
             continue  # an image without one is no mistake
     return PolygonLabels(areas, rules.background)

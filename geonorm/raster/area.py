@@ -70,21 +70,39 @@ class Area:
             path: A file that GDAL reads, such as GeoPackage, GeoJSON or shapefile.
             layer: The layer to read, where there are several.
         """
+        area = cls.by_value(path, layer=layer).get(None)
+        if area is None or not len(area.polygons):
+            raise RasterError(f"{os.fspath(path)} holds no polygons. Name a file or a layer with some.")
+        return area
+
+    @classmethod
+    def by_value(
+        cls, path: str | os.PathLike[str], attribute: str | None = None, *, layer: str | None = None
+    ) -> dict[Any, Self]:
+        """Return the areas of the polygons of a vector file, by the values of an attribute.
+
+        Args:
+            path: A file that GDAL reads.
+            attribute: Its name; where None, all polygons are of the value None.
+            layer: The layer to read, where there are several.
+        """
         name = os.fspath(path)
         if is_local(name) and not os.path.exists(name):
             raise RasterError(f"there is no file {name}. Check the name and the folder.")
-        meta, wkb, _ = read_layer(name, layer)
+        meta, wkb, values = read_layer(name, layer, attribute=attribute)
         if meta["crs"] is None:
             raise RasterError(f"{name} has no coordinate system. Give it one with ogr2ogr -a_srs.")
         try:
-            polygons = polygons_of(shapely.from_wkb(wkb))
+            shapes = shapely.from_wkb(wkb)
         except shapely.errors.GEOSException as error:
             raise RasterError(
                 f"{name} holds a shape that cannot be read: {one_line(error)}. Repair it first."
             ) from error
-        if not len(polygons):
-            raise RasterError(f"{name} holds no polygons ({len(wkb)} other shapes). Name a file or a layer with some.")
-        return cls(polygons, known_crs(meta["crs"]), name)
+        of = [None] * len(shapes) if values is None else values.tolist()
+        crs = known_crs(meta["crs"])
+        return {
+            value: cls(polygons_of(shapes[[other == value for other in of]]), crs, name) for value in dict.fromkeys(of)
+        }
 
     def fingerprint(self) -> str:
         """Return letters that two areas share only if they are the same."""
