@@ -1,7 +1,8 @@
 """What a network is trained and scored for."""
 
 from geonorm.tasks.batch_average import BatchAverage
+from geonorm.tasks.optimize import Cosine, Poly, Steps
 from geonorm.tasks.ratio_log import RatioLogger
 from geonorm.tasks.segmentation import SegmentationTask
 
-__all__ = ["BatchAverage", "RatioLogger", "SegmentationTask"]
+__all__ = ["BatchAverage", "Cosine", "Poly", "RatioLogger", "SegmentationTask", "Steps"]

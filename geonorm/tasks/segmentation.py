@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
 from geonorm.data.pairs import OpenPair, open_pair
@@ -22,10 +21,13 @@ from geonorm.models import Rescale, TileGeometry, UNet, localize_norms, tile_geo
 from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
-from geonorm.norms import NormFactory, SwitchableNorm, synchronize_norms
+from geonorm.norms import NormFactory, synchronize_norms
 from geonorm.raster.window import Window
 from geonorm.tasks.checkpoint import KEY, describe, describe_factory, localized_px_of
+from geonorm.tasks.losses import CrossEntropy, check_loss
+from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
+from geonorm.tasks.single_logit import silence_first_logit, with_first_logit_fixed
 from geonorm.tasks.transfer import take_weights
 from geonorm.tiling.engine import predict_strips
 from geonorm.tiling.plan import Network, Plan
@@ -46,9 +48,15 @@ class SegmentationTask(LightningModule):
         norm: Makes the norms, e.g. ``geonorm.norms.LocalContextNorm`` with its ``window_px``.
         spec: Facts of the data: bands, classes, scale. On the command line the data module gives it.
         network: Makes the network, called with bands, classes and ``norm``.
-        learning_rate: Of Adam.
-        lr_milestones: Epochs after which the learning rate falls to a tenth.
-        ratio_weight_decay: Weight decay of the control parameters of Switchable Norm (the papers: 1e-4).
+        learning_rate: Of the optimizer; where a schedule changes it, the largest.
+        lr_milestones: Epochs after which the learning rate falls to a tenth; the simple form of a ``schedule``.
+        ratio_weight_decay: Weight decay of the control parameters of Switchable Norm (the papers: 1e-4), whatever that
+            of the optimizer is for the rest.
+        loss: What is made small, one of `geonorm.tasks.losses` or a module like them; None: `CrossEntropy`.
+        single_logit: Keep the logit of the first class at 0, so that the others learn as their differences from it: of
+            two classes the second as the single logit of a binary network would. Maps and checkpoints are as ever.
+        optimizer: Makes the optimizer, e.g. ``torch.optim.SGD`` with its ``momentum``.
+        schedule: How the learning rate changes from step to step: `Steps`, `Poly` or `Cosine`, with their warm-up.
         eval_core_px: Side of the square that one network call labels when whole tiles are scored.
         init_from: Checkpoint or state dict to start the weights from; its norm and classes may differ. What fits by
             name and shape is taken, its scaling included, the rest starts anew.
@@ -72,6 +80,10 @@ class SegmentationTask(LightningModule):
         learning_rate: float = 1e-3,
         lr_milestones: list[int] | None = None,
         ratio_weight_decay: float = 0.0,
+        loss: nn.Module | None = None,
+        single_logit: bool = False,
+        optimizer: OptimizerFactory = Adam,
+        schedule: Schedule | None = None,
         eval_core_px: int = 512,
         init_from: str | None = None,
         localize_px: int | None = None,
@@ -85,9 +97,21 @@ class SegmentationTask(LightningModule):
             raise InvalidConfigError(f"ratio_weight_decay must not be negative, got {ratio_weight_decay}.")
         if eval_core_px < 1:
             raise InvalidConfigError(f"eval_core_px must be at least 1, got {eval_core_px}.")
+        if schedule is not None and lr_milestones:
+            raise InvalidConfigError(
+                f"lr_milestones {lr_milestones} and a schedule cannot both set the learning rate. Give the milestones "
+                "to geonorm.tasks.Steps, or leave them out."
+            )
+        check_optimizer(optimizer)
+        loss = CrossEntropy() if loss is None else loss
+        check_loss(loss, len(spec.class_names))
         self.learning_rate = learning_rate
         self.lr_milestones = list(lr_milestones or [])
         self.ratio_weight_decay = ratio_weight_decay
+        self.loss = loss
+        self.single_logit = single_logit
+        self.optimizer = optimizer
+        self.schedule = schedule
         self.eval_core_px = eval_core_px
         made_by = describe_factory(network, role="network"), describe_factory(norm, role="norm")
         self.network = network(len(spec.bands), len(spec.class_names), norm=norm)
@@ -117,12 +141,13 @@ class SegmentationTask(LightningModule):
         return self.network(image)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy over the pixels that count; 0 where none does."""
+        """Return the loss over the pixels that count; 0 where none does."""
         logits = self(batch["image"])
         labels = centre(batch["mask"], like=logits).long()
-        # Not cross_entropy's own mean: that is NaN for a batch in which no pixel counts.
-        total = cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
-        loss = total / (labels != IGNORE_LABEL).sum().clamp(min=1)
+        if self.single_logit:
+            logits = with_first_logit_fixed(logits)
+        # Sums over millions of pixels do not fit into half precision.
+        loss = self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -151,16 +176,15 @@ class SegmentationTask(LightningModule):
         """Log the scores of all tiles, and of each city."""
         self._log_scores("test")
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[MultiStepLR]]:
-        """Return Adam, and the steps of its learning rate."""
-        decayed = control_parameters(self.network) if self.ratio_weight_decay else []
-        ratios = {id(parameter): parameter for parameter in decayed}
-        others = [parameter for parameter in self.parameters() if id(parameter) not in ratios]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if ratios:
-            groups.append({"params": list(ratios.values()), "weight_decay": self.ratio_weight_decay})
-        optimizer = Adam(groups, lr=self.learning_rate)
-        return [optimizer], [MultiStepLR(optimizer, self.lr_milestones, gamma=0.1)]
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, and the schedule of its learning rate, as Lightning takes them."""
+        optimizer = make_optimizer(
+            self.optimizer, self, learning_rate=self.learning_rate, ratio_weight_decay=self.ratio_weight_decay
+        )
+        if self.schedule is None:
+            return [optimizer], [MultiStepLR(optimizer, self.lr_milestones, gamma=0.1)]
+        scheduler = follow(self.schedule, optimizer, **steps_of(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint complete without configuration or data."""
@@ -178,6 +202,8 @@ class SegmentationTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the data module fill pixels without data with the values that become 0, as prediction does."""
+        if self.single_logit:
+            silence_first_logit(self.network, len(self.spec.class_names))
         data: Any = getattr(self.trainer, "datamodule", None)
         spec = getattr(data, "spec", None)
         if isinstance(spec, DatasetSpec):
@@ -213,13 +239,6 @@ class SegmentationTask(LightningModule):
             labels = files.read_labels(Window(strip.row, 0, strip.rows, grid.width))
             labels = np.where(strip.valid, labels, IGNORE_LABEL)
             self.scores.update(group, strip.output, torch.from_numpy(labels))
-
-
-def control_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters behind the ratios of every `SwitchableNorm` that still learn."""
-    layers = [module for module in network.modules() if isinstance(module, SwitchableNorm)]
-    controls = [control for layer in layers for control in (layer.mean_weight, layer.var_weight)]
-    return [control for control in controls if control is not None and control.requires_grad]
 
 
 def network_of(geometry: TileGeometry) -> Network:
