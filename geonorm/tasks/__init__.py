@@ -1,8 +1,9 @@
 """What a network is trained and scored for."""
 
+from geonorm.tasks.averaging import EpochAverage
 from geonorm.tasks.batch_average import BatchAverage
 from geonorm.tasks.optimize import Cosine, Poly, Steps
 from geonorm.tasks.ratio_log import RatioLogger
 from geonorm.tasks.segmentation import SegmentationTask
 
-__all__ = ["BatchAverage", "Cosine", "Poly", "RatioLogger", "SegmentationTask", "Steps"]
+__all__ = ["BatchAverage", "Cosine", "EpochAverage", "Poly", "RatioLogger", "SegmentationTask", "Steps"]

@@ -33,7 +33,8 @@ class BatchAverage(Callback):
             raise InvalidConfigError(f"num_batches must not be negative, got {num_batches}.")
         self.num_batches = num_batches
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # Not on_validation_start: averaged weights are put into the network after it.
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average, unless this is the check before training or no training at all."""
         if not self.num_batches or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return

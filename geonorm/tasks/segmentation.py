@@ -23,7 +23,8 @@ from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
 from geonorm.norms import NormFactory, synchronize_norms
 from geonorm.raster.window import Window
-from geonorm.tasks.checkpoint import KEY, describe, describe_factory, localized_px_of
+from geonorm.tasks.averaging import check_averaging, keep_constants, scale_of, set_scale_back
+from geonorm.tasks.checkpoint import KEY, PREFIX, describe, describe_factory, localized_px_of
 from geonorm.tasks.losses import CrossEntropy, check_loss
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
@@ -125,6 +126,7 @@ class SegmentationTask(LightningModule):
             self.network, _ = localize_norms(self.network, localize_px)
         self.description = describe(*made_by, self.spec, localized_px=localize_px)
         self.scores = self._no_scores()
+        self._scale: dict[str, Tensor] = {}
 
     @functools.cached_property
     def geometry(self) -> TileGeometry:
@@ -133,6 +135,7 @@ class SegmentationTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let batch statistics be those of all processes where the Trainer was told ``sync_batchnorm``."""
+        check_averaging(type(callback).__name__ for callback in getattr(self.trainer, "callbacks", []))
         if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
             synchronize_norms(self.network)
 
@@ -163,6 +166,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of the last epoch."""
+        set_scale_back(self.network, self._scale)
         self.scores = self._no_scores()
 
     def on_validation_epoch_end(self) -> None:
@@ -189,6 +193,7 @@ class SegmentationTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint complete without configuration or data."""
         checkpoint[KEY] = self.description
+        keep_constants(checkpoint, self.network, PREFIX)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a network whose norms look elsewhere: their names and shapes would fit."""
@@ -208,6 +213,12 @@ class SegmentationTask(LightningModule):
         spec = getattr(data, "spec", None)
         if isinstance(spec, DatasetSpec):
             data.spec = spec_scaled_as(self.network, spec)
+        self._scale = scale_of(self.network)
+
+    def on_train_end(self) -> None:
+        """Take back what averaging of weights did to the scale."""
+        set_scale_back(self.network, self._scale)
+        self._scale = {}
 
     def _no_scores(self) -> Scores:
         return Scores(len(self.spec.class_names), self.spec.scored_classes)

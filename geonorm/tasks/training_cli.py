@@ -17,6 +17,7 @@ import geonorm.data.inria  # noqa: F401 - so that the parser knows InriaDataModu
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
 from geonorm.tasks import BatchAverage, RatioLogger, SegmentationTask
+from geonorm.tasks.averaging import check_averaging
 from geonorm.tasks.checkpoint import load_checkpoint
 
 DEFAULT_ROOT = "runs"
@@ -74,6 +75,10 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint to start from before anything is made."""
         super().parse_arguments(parser, args)
+        callbacks = self.config[self.config.subcommand].trainer.callbacks
+        several = callbacks if isinstance(callbacks, list) else [callbacks]
+        # By name: the parser cannot make Lightning's older one with its own defaults.
+        check_averaging(getattr(callback, "class_path", "") for callback in several)
         path = self.config[self.config.subcommand].ckpt_path
         if path and path not in ("best", "last", "hpc"):
             content = load_checkpoint(Path(path))

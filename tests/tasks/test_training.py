@@ -230,11 +230,13 @@ def batches_from(scenes: Path, number: int, *, count: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def batch_statistics(network: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
+def batch_statistics(
+    network: nn.Module, batches: list[Tensor], *, kind: type[nn.Module] = SwitchableNorm, correction: int = 0
+) -> dict[str, Tensor]:
     """Return mean and variance of what each norm gets from a batch in training mode, averaged over the batches."""
     inputs: dict[str, list[Tensor]] = {}
     for name, module in network.named_modules():
-        if isinstance(module, SwitchableNorm):
+        if isinstance(module, kind):
             note = inputs.setdefault(name, [])
             module.register_forward_pre_hook(lambda _, args, note=note: note.append(args[0]))
     network.train()
@@ -242,7 +244,8 @@ def batch_statistics(network: nn.Module, batches: list[Tensor]) -> dict[str, Ten
         network(batch)
     means = {f"{name}.running_mean": [x.mean(dim=(0, 2, 3)) for x in maps] for name, maps in inputs.items()}
     variances = {
-        f"{name}.running_var": [x.var(dim=(0, 2, 3), correction=0) for x in maps] for name, maps in inputs.items()
+        f"{name}.running_var": [x.var(dim=(0, 2, 3), correction=correction) for x in maps]
+        for name, maps in inputs.items()
     }
     return {name: torch.stack(values).mean(0) for name, values in (means | variances).items()}
 

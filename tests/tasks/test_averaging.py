@@ -1,0 +1,237 @@
+"""Averaged weights: what checkpoints, scores and maps are made of, with norms that keep statistics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geonorm.data import InriaDataModule
+from geonorm.norms import BatchNorm, SwitchableNorm
+from geonorm.tasks import SegmentationTask
+from geonorm.tasks.checkpoint import PREFIX, load_model, save_model
+from tests.tasks.test_training import batch_statistics, batches_from
+from tests.tasks.trainings import (
+    PATCHES_PER_EPOCH,
+    QUIET,
+    STEPS_PER_EPOCH,
+    arguments,
+    draw_scenes,
+    fit,
+    newest,
+    run,
+    same,
+)
+
+pytestmark = [
+    *QUIET,
+    # Scoring a checkpoint with the settings it was trained with: there is nothing to average.
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback, but loading a checkpoint outside"),
+]
+
+DECAY = 0.9
+EMA = (
+    '--trainer.callbacks=[{"class_path":"lightning.pytorch.callbacks.EMAWeightAveraging",'
+    f'"init_args":{{"decay":{DECAY}}}}}]'
+)
+EPOCHS = '--trainer.callbacks=[{"class_path":"geonorm.tasks.EpochAverage","init_args":{"first_epoch":1}}]'
+NORMS = {
+    "BN": ["--model.norm=geonorm.norms.BatchNorm"],
+    "SN": ["--model.norm=geonorm.norms.SwitchableNorm"],
+    "sparse SN": ["--model.norm=geonorm.norms.SwitchableNorm", "--model.norm.selection=sparse"],
+    "BRN": ["--model.norm=geonorm.norms.BatchRenorm", "--model.norm.warmup_steps=2", "--model.norm.ramp_steps=4"],
+    "LCN": ["--model.norm=geonorm.norms.LocalContextNorm", "--model.norm.window_px=9", "--model.norm.group_size=2"],
+}
+each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four scenes of two cities."""
+    return draw_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def after_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """The weights of the network after every step, as they are trained."""
+    seen: list[dict[str, Tensor]] = []
+
+    def note(task: LightningModule, *args: Any) -> None:
+        seen.append({name: value.clone() for name, value in task.state_dict().items()})
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_end", note)
+    return seen
+
+
+def moving_average(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the exponential average by its definition, in float64."""
+    average = {name: value.double() for name, value in weights[0].items()}
+    for step in weights[1:]:
+        average = {name: DECAY * value + (1 - DECAY) * step[name].double() for name, value in average.items()}
+    return average
+
+
+def assert_close_to(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    floats = {name: value.double() for name, value in found.items() if value.is_floating_point()}
+    torch.testing.assert_close(floats, {name: expected[name].double() for name in floats}, rtol=1e-5, atol=1e-6)
+
+
+@each_norm
+def test_a_checkpoint_holds_the_moving_average_with_scale_and_counters_as_they_are(
+    scenes: Path, tmp_path: Path, after_steps: list[dict[str, Tensor]], norm: list[str]
+) -> None:
+    done = fit(scenes, tmp_path, EMA, *norm)
+
+    assert len(after_steps) == 2 * STEPS_PER_EPOCH
+    last = done.checkpoint("last")
+    assert_close_to(last["state_dict"], moving_average(after_steps))
+    assert not all(torch.allclose(last["state_dict"][name], value) for name, value in after_steps[-1].items())
+    whole = {name for name, value in after_steps[-1].items() if not value.is_floating_point()}
+    scale = {"network.rescale.mean", "network.rescale.deviation"}
+    assert all(torch.equal(last["state_dict"][name], after_steps[-1][name]) for name in whole | scale)
+    assert same(last["current_model_state"], after_steps[-1])
+
+
+def test_the_scale_of_a_long_average_does_not_drift(scenes: Path, tmp_path: Path) -> None:
+    slow = EMA.replace(str(DECAY), "0.9999")
+    scored = "--trainer.max_epochs=6"
+
+    done = fit(scenes, tmp_path, slow, scored, "--data.patches_per_epoch=128", "--data.patch_px=16")
+
+    spec = InriaDataModule(scenes, patch_px=16).spec
+    for name in ("best", "last"):
+        assert load_model(done.folder / "checkpoints" / f"{name}.ckpt").spec == spec
+        mean = done.checkpoint(name)["state_dict"]["network.rescale.mean"]
+        assert torch.equal(mean, torch.tensor(spec.band_means))
+
+
+@each_norm
+def test_scores_and_maps_are_those_of_the_average(
+    scenes: Path, tmp_path: Path, after_steps: list[dict[str, Tensor]], norm: list[str]
+) -> None:
+    done = fit(scenes, tmp_path, EMA, *norm)
+    checkpoint = done.folder / "checkpoints/last.ckpt"
+
+    assert run(["validate", *arguments(scenes, tmp_path / "scored", EMA, *norm, f"--ckpt_path={checkpoint}")]) == 0
+    labels = labelled(checkpoint, scenes)
+
+    assert newest(tmp_path / "scored").logged("val/iou") == pytest.approx(done.logged("val/iou")[-1:], abs=1e-6)
+    of_average, of_last = (
+        labelled(with_weights(checkpoint, weights, tmp_path / f"{name}.ckpt"), scenes)
+        for name, weights in (("average", moving_average(after_steps)), ("newest", after_steps[-1]))
+    )
+    assert (labels != of_average).mean() < 1e-3  # rounding may tip a pixel
+    assert (labels != of_last).mean() > 3e-3
+
+
+def labelled(checkpoint: Path, scenes: Path) -> NDArray[np.uint8]:
+    """Return the labels that ``geonorm predict`` gives a scene."""
+    target = checkpoint.with_suffix(".tif")
+    assert run(["predict", str(checkpoint), str(scenes / "images/austin1.tif"), str(target), "--halo=0"]) == 0
+    with rasterio.open(target) as dataset:
+        return dataset.read(1)
+
+
+def with_weights(checkpoint: Path, weights: dict[str, Tensor], target: Path) -> Path:
+    """Write a checkpoint of the same network with other weights."""
+    model = load_model(checkpoint)
+    model.network.load_state_dict({name.removeprefix(PREFIX): value for name, value in weights.items()})
+    save_model(model, target)
+    return target
+
+
+@pytest.mark.parametrize("average", [EMA, EPOCHS], ids=["EMA", "epochs"])
+def test_an_averaged_run_goes_on_as_if_it_had_never_stopped(scenes: Path, tmp_path: Path, average: str) -> None:
+    whole = fit(scenes, tmp_path / "whole", average, "--trainer.max_epochs=3")
+    begun = fit(scenes, tmp_path / "begun", average, "--trainer.max_epochs=2")
+
+    resumed = fit(
+        scenes,
+        tmp_path / "begun",
+        average,
+        "--trainer.max_epochs=3",
+        f"--ckpt_path={begun.folder}/checkpoints/last.ckpt",
+    )
+
+    assert same(resumed.weights, whole.weights)
+    assert resumed.logged("val/iou") == whole.logged("val/iou")[2:]
+
+
+@pytest.mark.parametrize("norm", [NORMS["BN"], NORMS["SN"], NORMS["BRN"]], ids=["BN", "SN", "BRN"])
+def test_epochs_are_averaged_alike_from_the_first_that_counts(
+    scenes: Path, tmp_path: Path, after_steps: list[dict[str, Tensor]], norm: list[str]
+) -> None:
+    done = fit(scenes, tmp_path, EPOCHS, "--trainer.max_epochs=3", *norm)
+
+    second, third = after_steps[2 * STEPS_PER_EPOCH - 1], after_steps[3 * STEPS_PER_EPOCH - 1]
+    assert_close_to(done.weights, {name: (value.double() + third[name].double()) / 2 for name, value in second.items()})
+
+
+def test_before_the_first_epoch_that_counts_scores_and_checkpoints_are_the_networks_own(
+    scenes: Path, tmp_path: Path
+) -> None:
+    plain = fit(scenes, tmp_path / "plain", "--trainer.max_epochs=1")
+
+    early = fit(scenes, tmp_path / "early", EPOCHS, "--trainer.max_epochs=1")
+
+    assert same(early.weights, plain.weights)
+    assert early.logged("val/iou") == plain.logged("val/iou")
+    resumed = fit(scenes, tmp_path / "early", EPOCHS, f"--ckpt_path={early.folder}/checkpoints/last.ckpt")
+    whole = fit(scenes, tmp_path / "whole", EPOCHS)
+    assert same(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize(("kind", "correction"), [(BatchNorm, 1), (SwitchableNorm, 0)])
+def test_statistics_can_be_taken_anew_for_the_averaged_weights(
+    scenes: Path, tmp_path: Path, kind: type[nn.Module], correction: int
+) -> None:
+    norm = [f"--model.norm=geonorm.norms.{kind.__name__}"]
+    done = fit(scenes, tmp_path / "anew", EMA, *norm, "--batch_average.num_batches=3")
+    plain = fit(scenes, tmp_path / "plain", EMA, *norm)
+
+    assert done.logged("train/loss") == plain.logged("train/loss")
+    network = load_model(done.folder / "checkpoints/last.ckpt").network
+    batches = batches_from(scenes, 2 * PATCHES_PER_EPOCH, count=3)
+    kept = {name: value.clone() for name, value in network.named_buffers() if "running" in name}
+    seen = batch_statistics(network, batches, kind=kind, correction=correction)
+    assert kept.keys() == seen.keys()
+    for name, value in seen.items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", ["", ',"device":"cpu"'])
+def test_lightnings_older_averaging_is_refused_with_what_to_use(
+    scenes: Path, tmp_path: Path, more: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    older = '[{"class_path":"lightning.pytorch.callbacks.StochasticWeightAveraging","init_args":{"swa_lrs":0.1%s}}]'
+
+    assert run(["fit", *arguments(scenes, tmp_path, f"--trainer.callbacks={older % more}")]) == 2
+
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(r"geonorm: error: Lightning's StochasticWeightAveraging .* geonorm\.tasks\.EpochAverage", last)
+
+
+def test_a_negative_first_epoch_is_refused(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wrong = EPOCHS.replace(":1}", ":-1}")
+
+    assert run(["fit", *arguments(scenes, tmp_path, wrong)]) == 2
+
+    assert "first_epoch must not be negative" in capfd.readouterr().err.splitlines()[-1]
