@@ -6,6 +6,7 @@ import csv
 import math
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
 OTHERS = {"data": "data/folders.yaml", "norm": "norm/bn.yaml", "run": "run/cpu.yaml"}
 """What completes a file of one folder: a file of each of the others."""
+WANDB = "extra/wandb.yaml"
 PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 
 
@@ -77,7 +79,7 @@ def combined(file: str, scenes: Path, *more: str) -> list[str]:
 
 
 def test_there_are_configurations_of_every_kind() -> None:
-    assert {file.split("/")[0] for file in FILES} == {"data", "norm", "run"}
+    assert {file.split("/")[0] for file in FILES} == {"data", "extra", "norm", "run"}
     assert all(file.endswith(".yaml") for file in FILES)
 
 
@@ -94,19 +96,27 @@ def test_every_setting_reaches_the_parser(file: str, scenes: Path, capsys: pytes
 
 def missing(settings: Any, parsed: Any, name: str = "") -> set[str]:
     """Return the names of the settings that the parser did not take as they stand in the file."""
+    if isinstance(settings, list) and isinstance(parsed, list) and len(settings) == len(parsed):
+        settings, parsed = dict(enumerate(settings)), dict(enumerate(parsed))
     if isinstance(settings, dict):
+        found = parsed if isinstance(parsed, dict) else {}
         return {
             one
             for key, value in settings.items()
             for one in missing(
-                value, parsed.get(key) if isinstance(parsed, dict) else None, f"{name}.{key}".lstrip(".")
+                value, found.get(key, found.get(f"{key}".removesuffix("+"))), f"{name}.{key}".lstrip(".")
             )
         }
     return set() if settings == parsed else {name}
 
 
+def plain(key: Any) -> Any:
+    """Return a key without the sign that its value is added to what other files say."""
+    return key.removesuffix("+") if isinstance(key, str) else key
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted({*FILES} - {WANDB}))
 def test_every_file_trains_a_step(file: str, scenes: Path, tmp_path: Path) -> None:
     tiny = [
         "--model.network.depth=1",
@@ -123,6 +133,8 @@ def test_every_file_trains_a_step(file: str, scenes: Path, tmp_path: Path) -> No
         "--trainer.enable_progress_bar=false",
         f"--trainer.default_root_dir={tmp_path}",
     ]
+    if "schedule" in yaml.safe_load((FOLDER / file).read_text(encoding="utf-8")).get("model", {}):
+        tiny.append("--model.schedule.warmup_steps=0")  # the one step there is
 
     assert main(combined(file, scenes, *tiny)) == 0
 
@@ -135,3 +147,25 @@ def test_every_file_trains_a_step(file: str, scenes: Path, tmp_path: Path) -> No
     with (run / "metrics.csv").open() as log:
         [loss] = [float(row["train/loss"]) for row in csv.DictReader(log) if row["train/loss"]]
     assert math.isfinite(loss)
+
+
+def test_extras_add_their_callbacks_to_one_another(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = combined("extra/ema.yaml", scenes, f"--config={FOLDER}/extra/early_stopping.yaml", "--print_config")
+
+    with pytest.raises(SystemExit):
+        main(words)
+
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    names = [callback["class_path"].rpartition(".")[2] for callback in callbacks]
+    assert names == ["EMAWeightAveraging", "EarlyStopping"]
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed, and would ask for an account")
+def test_without_wandb_the_log_to_it_is_refused_in_one_line(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = combined(WANDB, scenes, f"--trainer.default_root_dir={tmp_path}")
+
+    assert main(words) == 2
+
+    assert "pip install 'geonorm[wandb]'" in capsys.readouterr().err.splitlines()[-1]

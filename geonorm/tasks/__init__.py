@@ -3,7 +3,17 @@
 from geonorm.tasks.averaging import EpochAverage
 from geonorm.tasks.batch_average import BatchAverage
 from geonorm.tasks.optimize import Cosine, Poly, Steps
+from geonorm.tasks.pictures import PictureLogger
 from geonorm.tasks.ratio_log import RatioLogger
 from geonorm.tasks.segmentation import SegmentationTask
 
-__all__ = ["BatchAverage", "Cosine", "EpochAverage", "Poly", "RatioLogger", "SegmentationTask", "Steps"]
+__all__ = [
+    "BatchAverage",
+    "Cosine",
+    "EpochAverage",
+    "PictureLogger",
+    "Poly",
+    "RatioLogger",
+    "SegmentationTask",
+    "Steps",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 import geonorm.data.inria  # noqa: F401 - so that the parser knows InriaDataModule by its bare name
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
-from geonorm.tasks import BatchAverage, RatioLogger, SegmentationTask
+from geonorm.tasks import BatchAverage, PictureLogger, RatioLogger, SegmentationTask
 from geonorm.tasks.averaging import check_averaging
 from geonorm.tasks.checkpoint import load_checkpoint
 
@@ -53,7 +54,7 @@ def run_training(arguments: list[str]) -> None:
         raise
     except ValueError as error:
         # The parser wraps what a data module raises while its facts are handed over.
-        ours = _geonorm_error_in(error)
+        ours = _geonorm_error_in(error) or _missing_package_in(error)
         if ours is None:
             raise
         raise ours from None
@@ -68,8 +69,9 @@ class TrainingCLI(LightningCLI):
         return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hand the data's facts to the model, so that nobody types the class count twice; add ``--batch_average``."""
+        """Hand the data's facts to the model, so that nobody types the class count twice; add our callbacks."""
         parser.add_lightning_class_args(BatchAverage, "batch_average")
+        parser.add_lightning_class_args(PictureLogger, "pictures")
         parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -114,6 +116,15 @@ def _geonorm_error_in(error: BaseException | None) -> GeonormError | None:
     while error is not None and not isinstance(error, GeonormError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _missing_package_in(error: ValueError) -> InvalidConfigError | None:
+    """Return what to install where Lightning says that a logger or callback needs it."""
+    missing = re.search(r"Problem with given class_path '([\w.]+)':\s*Requirement '([\w-]+)", str(error))
+    if missing is None:
+        return None
+    package = "geonorm[wandb]" if missing[2] == "wandb" else missing[2]
+    return InvalidConfigError(f"{missing[1]} needs {missing[2]}, which is not installed: pip install '{package}'.")
 
 
 def shorten(message: str, most: int = 400) -> str:

@@ -351,6 +351,7 @@ def test_no_training_resumes_from_weights_alone(
     "norm",
     [
         ["--model.norm=geonorm.norms.GroupNorm", "--model.norm.group_size=2"],
+        ["--model.norm=geonorm.norms.LocalContextNorm", "--model.norm.window_px=9", "--model.norm.group_size=2"],
         ["--model.norm=geonorm.norms.BatchNorm", "--trainer.sync_batchnorm=true"],
         [
             "--model.norm=geonorm.norms.SwitchableNorm",
@@ -358,18 +359,21 @@ def test_no_training_resumes_from_weights_alone(
             "--model.ratio_weight_decay=0.1",
         ],
     ],
-    ids=["GN", "synchronized BN", "synchronized SN"],
+    ids=["GN", "LCN", "synchronized BN", "synchronized SN"],
 )
 def test_two_processes_with_half_the_batch_learn_what_one_learns(scenes: Path, tmp_path: Path, norm: list[str]) -> None:
-    one = fit(scenes, tmp_path / "one", *norm)
+    twenty_steps = [*norm, "--data.patches_per_epoch=40"]
+    one = fit(scenes, tmp_path / "one", *twenty_steps)
 
-    halves = ["--data.batch_size=2", "--trainer.strategy=ddp", "--trainer.devices=2", *norm]
+    halves = ["--data.batch_size=2", "--trainer.strategy=ddp", "--trainer.devices=2", *twenty_steps]
     words = ["fit", *arguments(scenes, tmp_path / "two", *halves)]
     subprocess.run([sys.executable, "-m", "geonorm", *words], check=True, timeout=300)
 
     two = newest(tmp_path / "two")
+    assert one.checkpoint("last")["global_step"] == two.checkpoint("last")["global_step"] == 20
     for name, weight in one.weights.items():
-        torch.testing.assert_close(two.weights[name], weight, rtol=1e-3, atol=1e-3 if "running" in name else 1e-4)
+        rtol = 1e-4 if "running" in name else 0
+        torch.testing.assert_close(two.weights[name], weight, rtol=rtol, atol=1e-4)
 
 
 @pytest.mark.slow
