@@ -130,12 +130,11 @@ def drawn(image: Tensor, labels: Tensor, task: Any) -> Rgb:
     """Return one row of the picture for an image ``(1, C, h, w)`` and labels ``(1, h, w)``."""
     spec: DatasetSpec = task.spec
     logits = task(image.to(task.device))
-    labels, shown = centre(labels, like=logits)[0].cpu().numpy(), centre(image, like=logits)[0].cpu().numpy()
+    shown, truth = (centre(part, like=logits)[0].cpu().numpy() for part in (image, labels))
     predicted = logits[0].argmax(0).cpu().numpy()
-    counts = labels != IGNORE_LABEL
-    errors = np.where((predicted == labels)[..., None], RIGHT, WRONG)
-    errors = np.where(counts[..., None], errors, IGNORED).astype(np.uint8)
-    parts = [stretched(shown), colored(labels, spec), colored(predicted, spec), errors]
+    errors = np.where((predicted == truth)[..., None], RIGHT, WRONG)
+    errors = np.where((truth != IGNORE_LABEL)[..., None], errors, IGNORED).astype(np.uint8)
+    parts = [stretched(shown), colored(truth, spec), colored(predicted, spec), errors]
     return np.concatenate([part for one in parts for part in (one, _gap(one.shape[0], GAP_PX))][:-1], axis=1)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from geonorm.tasks import SegmentationTask
 from geonorm.tasks.checkpoint import load_model
@@ -80,17 +82,14 @@ def test_every_norm_trains_deterministically(
 ) -> None:
     asked: list[bool] = []
     step = SegmentationTask.training_step
-    monkeypatch.setattr(
-        SegmentationTask,
-        "training_step",
-        lambda task, *args: asked.append(torch.are_deterministic_algorithms_enabled()) or step(task, *args),
-    )
-    words = [
-        *norm_words(name),
-        "--trainer.deterministic=true",
-        "--trainer.max_epochs=1",
-        "--trainer.limit_train_batches=1",
-    ]
+
+    def note(task: SegmentationTask, *args: Any) -> Tensor:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return step(task, *args)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", note)
+    one_step = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    words = [*norm_words(name), *one_step, "--trainer.deterministic=true"]
 
     one, other = (fit(scenes, tmp_path / folder, *words) for folder in ("one", "other"))
 
