@@ -251,6 +251,35 @@ def test_the_learning_rate_of_every_step_is_logged_and_ends_where_the_training_d
     assert sorted(set(logged)) == pytest.approx(sorted({0.02 * share for share in shares}))
 
 
+def test_milestones_count_epochs_of_steps_where_batches_are_accumulated(scenes: Path, tmp_path: Path) -> None:
+    steps = [NO_MILESTONES, "--model.schedule=geonorm.tasks.Steps", "--model.schedule.milestones=[1]"]
+
+    done = fit(scenes, tmp_path, *steps, "--trainer.accumulate_grad_batches=3", "--model.schedule.factor=0.5")
+
+    per_epoch = 3  # of 3, 3 and 2 batches
+    assert done.checkpoint("last")["global_step"] == 2 * per_epoch
+    halves = [rate for rate in done.logged("lr-Adam") if rate == pytest.approx(0.01)]
+    whole = [rate for rate in done.logged("lr-Adam") if rate == pytest.approx(0.02)]
+    assert len(halves) == len(whole)
+
+
+def test_a_training_that_is_made_longer_follows_the_longer_curve() -> None:
+    short, long = (
+        follow(Poly(warmup_steps=2), optimizer(), steps=steps, steps_per_epoch=PER_EPOCH)
+        for steps in (STEPS, 2 * STEPS)
+    )
+    for _ in range(10):
+        short.optimizer.step()
+        short.step()
+    long.load_state_dict(short.state_dict())
+
+    long.optimizer.step()
+    long.step()
+
+    expected = 0.5 * (1 - (11 - 2) / (2 * STEPS - 2)) ** 0.9
+    assert long.get_last_lr() == pytest.approx([expected])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
