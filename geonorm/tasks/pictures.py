@@ -72,12 +72,12 @@ class PictureLogger(Callback):
         if not self._is_due(trainer) or not trainer.is_global_zero or dataloader_idx:
             return
         task: Any = pl_module
-        if isinstance(batch["image"], Tensor):
+        if "pair" not in batch:
             missing = max(0, self.num_windows - len(self._rows))
             samples = [(batch["image"][i : i + 1], batch["mask"][i : i + 1]) for i in range(len(batch["image"]))]
             samples = samples[:missing]
         elif batch_idx in spread(self.num_windows, int(sum(trainer.num_val_batches))):
-            samples = [self._window_of(Pair(**batch), task)]
+            samples = [self._window_of(batch["pair"], task)]
         else:
             return
         self._rows += [drawn(*sample, task) for sample in samples]
@@ -106,8 +106,7 @@ class PictureLogger(Callback):
     def _window_of(self, pair: Pair, task: Any) -> tuple[Tensor, Tensor]:
         """Return image ``(1, C, h, w)`` and labels ``(1, h, w)`` of the middle of a tile."""
         side_px = task.geometry.read_px(self.window_px)
-        bands = len(task.spec.bands)
-        with open_pair(pair, bands=range(1, bands + 1)) as files:
+        with open_pair(pair) as files:
             height, width = files.grid.height, files.grid.width
             rows, cols = min(side_px, height), min(side_px, width)
             sample = read_sample(files, Window((height - rows) // 2, (width - cols) // 2, rows, cols), side_px)

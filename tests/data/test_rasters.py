@@ -21,9 +21,9 @@ from geonorm.data.pairs import open_pair
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import DatasetError, InvalidConfigError
 from geonorm.raster.window import Window
-from tests.marks import TRAINING_MARKS
+from tests.tasks.trainings import QUIET
 
-pytestmark = TRAINING_MARKS
+pytestmark = QUIET
 
 SIDE = 64
 CLASSES: dict[str, list[int | float | str]] = {"ground": [0], "house": [1, 255], "water": [2]}
