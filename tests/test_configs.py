@@ -42,7 +42,7 @@ PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two scenes, one to train on and one to validate on."""
+    """A folder of two scenes, one to train on and one to validate on, and of three tiles of land cover."""
     root = tmp_path_factory.mktemp("scenes")
     random = np.random.default_rng(0)
     shape = {"driver": "GTiff", "height": 60, "width": 90, "dtype": "uint8", "crs": "EPSG:32633", "transform": PLACE}
@@ -50,6 +50,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / part).mkdir()
         for name in ("austin1", "austin6"):
             with rasterio.open(root / part / f"{name}.tif", "w", count=bands, **shape) as dataset:
+                dataset.write(random.integers(0, below, (bands, 60, 90)).astype(np.uint8))
+    for split in ("train", "val", "test"):
+        folder = root / f"md_1m_2013_extended-debuffered-{split}_tiles"
+        folder.mkdir()
+        for part, bands, below in (("naip-new", 4, 256), ("lc", 1, 7)):
+            with rasterio.open(folder / f"m_1_{part}.tif", "w", count=bands, **shape) as dataset:
                 dataset.write(random.integers(0, below, (bands, 60, 90)).astype(np.uint8))
     return root
 

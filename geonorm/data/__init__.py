@@ -1,24 +1,23 @@
 """Images and labels: what is true of each data set, and how its samples are read."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from geonorm.data.spec import DatasetSpec
 
 if TYPE_CHECKING:
+    from geonorm.data.chesapeake import ChesapeakeDataModule
     from geonorm.data.inria import InriaDataModule
     from geonorm.data.rasters import RastersDataModule
 
-__all__ = ["DatasetSpec", "InriaDataModule", "RastersDataModule"]
+__all__ = ["ChesapeakeDataModule", "DatasetSpec", "InriaDataModule", "RastersDataModule"]
+
+
+_MODULES = {"ChesapeakeDataModule": "chesapeake", "InriaDataModule": "inria", "RastersDataModule": "rasters"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a data module when it is asked for: labelling a raster does without torchgeo, which takes seconds."""
-    if name == "InriaDataModule":
-        from geonorm.data.inria import InriaDataModule
-
-        return InriaDataModule
-    if name == "RastersDataModule":
-        from geonorm.data.rasters import RastersDataModule
-
-        return RastersDataModule
+    if name in _MODULES:
+        return getattr(import_module(f"geonorm.data.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,3 +73,11 @@ INRIA = DatasetSpec(
     scored_classes=(1,),
 )
 """INRIA Aerial Image Labeling (Maggiori et al., IGARSS 2017), 0.3 m; statistics are measured."""
+
+CHESAPEAKE = DatasetSpec(
+    bands=("red", "green", "blue", "near infrared"),
+    class_names=("water", "forest", "field", "built or barren"),
+    class_colors=((0, 197, 255), (38, 115, 0), (163, 255, 115), (156, 156, 156)),
+    scored_classes=(0, 1, 2, 3),
+)
+"""Chesapeake Land Cover (Robinson et al., CVPR 2019), 1 m; statistics are measured."""
