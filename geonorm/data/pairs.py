@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ class Pair:
     def name(self) -> str:
         """Name of the image file without its suffix."""
         return Path(self.image).stem
+
+    def to(self, *args: Any, **options: Any) -> Self:
+        """Return the pair as it is: Lightning moves what batches hold to the device, and would take it apart."""
+        return self
 
 
 class OpenPair:

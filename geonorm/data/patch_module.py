@@ -133,10 +133,6 @@ class PatchDataModule(NonGeoDataModule):
         """Return the files of the test scenes; those of validation where there are none."""
         return self._whole("test" if self.pairs.get("test") else "val")
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move the patches; the names of files stay where they are."""
-        return batch if "pair" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Turn the patches, and put the training mean where they have no data."""
         if "turn" not in batch:

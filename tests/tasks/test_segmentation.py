@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from geonorm.data.pairs import Pair
 from geonorm.data.spec import IGNORE_LABEL, INRIA, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.inference import predict_raster
@@ -57,17 +58,18 @@ def draw(path: Path, values: NDArray[Any], **options: Any) -> str:
     return str(path)
 
 
-def draw_tile(folder: Path, name: str, *, group: str, seed: int = 0) -> dict[str, str]:
+def draw_tile(folder: Path, name: str, *, group: str, seed: int = 0) -> dict[str, Pair]:
     """Write a tile with a hole of no data, and its mask; return them as the data module names them."""
     random = np.random.default_rng(seed)
     labels = random.random((HEIGHT // 5, WIDTH // 5)).repeat(5, 0).repeat(5, 1)[None] > 0.7
     image = random.integers(1, 150, (3, HEIGHT, WIDTH)) + 100 * labels
     image[:, 10:30, 25:50] = 0
-    return {
-        "image": draw(folder / f"{name}.tif", image.astype(np.uint8), nodata=0),
-        "labels": draw(folder / f"{name}_gt.tif", labels.astype(np.uint8) * 255),
-        "group": group,
-    }
+    pair = Pair(
+        image=draw(folder / f"{name}.tif", image.astype(np.uint8), nodata=0),
+        labels=draw(folder / f"{name}_gt.tif", labels.astype(np.uint8) * 255),
+        group=group,
+    )
+    return {"pair": pair}
 
 
 def small_task(
@@ -175,15 +177,16 @@ def test_a_batch_without_a_single_label_teaches_nothing(monkeypatch: pytest.Monk
 # Scores over whole tiles
 
 
-def scores_of_maps(checkpoint: Path, tiles: list[dict[str, str]], **options: Any) -> dict[str, float]:
+def scores_of_maps(checkpoint: Path, tiles: list[dict[str, Pair]], **options: Any) -> dict[str, float]:
     """Return the scores of the maps that a checkpoint gives, counted with numpy."""
     parts: list[tuple[str, NDArray[np.bool_]]] = []
     for tile in tiles:
-        target = Path(tile["image"]).with_suffix(".map.tif")
-        predict_raster(checkpoint, tile["image"], target, **options)
-        with rasterio.open(target) as labelled, rasterio.open(tile["labels"]) as truth:
+        pair = tile["pair"]
+        target = Path(pair.image).with_suffix(".map.tif")
+        predict_raster(checkpoint, pair.image, target, **options)
+        with rasterio.open(target) as labelled, rasterio.open(pair.labels) as truth:
             labels, is_building = labelled.read(1), truth.read(1) > 0
-        parts.append((f"/{tile['group']}", np.stack([labels == 1, is_building])[:, labels != 255]))
+        parts.append((f"/{pair.group}", np.stack([labels == 1, is_building])[:, labels != 255]))
     found = {}
     for group in ("", *dict(parts)):
         called, is_building = np.concatenate([part for name, part in parts if name.startswith(group)], axis=1)
