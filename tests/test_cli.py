@@ -208,7 +208,8 @@ def test_the_package_runs_as_a_module() -> None:
 
 def test_help_does_not_wait_for_heavy_libraries() -> None:
     script = (
-        "import sys, geonorm.cli; geonorm.cli._parser().format_help(); print({'torch', 'rasterio'} & {*sys.modules})"
+        "import sys; from geonorm.cli.entry import _parser; _parser().format_help(); "
+        "print({'torch', 'rasterio'} & {*sys.modules})"
     )
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
