@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from geonorm import __version__
-from geonorm.cli import demo, info, localize, merge, predict, ratios, shift
+from geonorm.cli import compare, demo, info, localize, merge, predict, ratios, shift
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError
 
 TRAINING = {
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "predict": ("label a raster of any size", predict),
     "merge": ("put together what shards have labelled", merge),
     "shift": ("measure whether labels depend on where the tiles lie", shift),
+    "compare": ("train with several norms and seeds, and score them in one table", compare),
     "localize": ("give a trained network local statistics, so that its tiles agree", localize),
     "ratios": ("show what Switchable Norm chose, layer by layer and over training", ratios),
     "info": ("say what a checkpoint holds and what its tiles cost", info),

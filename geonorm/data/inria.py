@@ -31,6 +31,7 @@ class InriaDataModule(PatchDataModule):
     Args:
         root: One folder or several.
         val_names: Names (without suffix) of the images kept for validation; None: tiles 1 to 5 of each city.
+        train_on_all: Train on these as well, as for the contest: their scores are then those of training.
         patch_px: Side of a training patch.
         batch_size: Patches per step.
         patches_per_epoch: Patches per epoch.
@@ -46,6 +47,7 @@ class InriaDataModule(PatchDataModule):
         root: Path | list[Path],
         *,
         val_names: list[str] | None = None,
+        train_on_all: bool = False,
         patch_px: int = 572,
         batch_size: int = 12,
         patches_per_epoch: int = 8000,
@@ -62,6 +64,7 @@ class InriaDataModule(PatchDataModule):
         )
         self.root = [Path(folder) for folder in (root if isinstance(root, list) else [root])]
         self.val_names = val_names
+        self.train_on_all = train_on_all
 
     @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
@@ -69,7 +72,7 @@ class InriaDataModule(PatchDataModule):
         pairs = [pair for folder in self.root for pair in find_pairs(folder)]
         is_val = _official_split if self.val_names is None else set(self.val_names).__contains__
         splits = {
-            "train": [pair for pair in pairs if not is_val(pair.name)],
+            "train": [pair for pair in pairs if self.train_on_all or not is_val(pair.name)],
             "val": [pair for pair in pairs if is_val(pair.name)],
         }
         names = name_some(sorted(pair.name for pair in pairs), MOST_NAMES)

@@ -1,7 +1,8 @@
-"""How much labels depend on the tiles, and what Switchable Norm chose."""
+"""How much labels depend on the tiles, norm against norm, and what Switchable Norm chose."""
 
+from geonorm.evaluation.comparison import compare
 from geonorm.evaluation.localization import localize
 from geonorm.evaluation.ratio_report import switchable_ratios
 from geonorm.evaluation.shift import shift_consistency
 
-__all__ = ["localize", "shift_consistency", "switchable_ratios"]
+__all__ = ["compare", "localize", "shift_consistency", "switchable_ratios"]

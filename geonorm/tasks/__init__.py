@@ -5,6 +5,7 @@ from geonorm.tasks.batch_average import BatchAverage
 from geonorm.tasks.optimize import Cosine, Poly, Steps
 from geonorm.tasks.pictures import PictureLogger
 from geonorm.tasks.ratio_log import RatioLogger
+from geonorm.tasks.record import RunRecord
 from geonorm.tasks.segmentation import SegmentationTask
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PictureLogger",
     "Poly",
     "RatioLogger",
+    "RunRecord",
     "SegmentationTask",
     "Steps",
 ]

@@ -145,7 +145,7 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss over the pixels that count; 0 where none does."""
-        logits = self(batch["image"])
+        logits = self(self._fitting(batch["image"]))
         labels = centre(batch["mask"], like=logits).long()
         if self.single_logit:
             logits = with_first_logit_fixed(logits)
@@ -219,6 +219,17 @@ class SegmentationTask(LightningModule):
         """Take back what averaging of weights did to the scale."""
         set_scale_back(self.network, self._scale)
         self._scale = {}
+
+    def _fitting(self, image: Tensor) -> Tensor:
+        """Return the middle of the patches, of the largest size that a network of valid convolutions takes."""
+        geometry = self.geometry
+        if not geometry.margin_px:
+            return image
+        sides = [side - (side - geometry.least_px) % geometry.stride_px for side in image.shape[-2:]]
+        if min(sides) < geometry.least_px:
+            return image  # the network says what it takes
+        row, col = ((whole - side) // 2 for whole, side in zip(image.shape[-2:], sides, strict=True))
+        return image[..., row : row + sides[0], col : col + sides[1]]
 
     def _no_scores(self) -> Scores:
         return Scores(len(self.spec.class_names), self.spec.scored_classes)

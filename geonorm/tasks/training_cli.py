@@ -72,6 +72,9 @@ class TrainingCLI(LightningCLI):
         """Hand the data's facts to the model, so that nobody types the class count twice; add our callbacks."""
         parser.add_lightning_class_args(BatchAverage, "batch_average")
         parser.add_lightning_class_args(PictureLogger, "pictures")
+        parser.add_argument(
+            "--compare", type=_as_it_is, default=None, help="what geonorm compare varies; else of no effect"
+        )
         parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -109,6 +112,11 @@ class TrainingCLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+
+def _as_it_is(value: Any) -> Any:
+    """Return a setting of any kind: what it names is not made."""
+    return value
 
 
 def _geonorm_error_in(error: BaseException | None) -> GeonormError | None:

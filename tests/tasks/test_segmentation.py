@@ -570,3 +570,23 @@ def test_a_localized_checkpoint_is_scored_like_any_other(tmp_path: Path) -> None
     assert scores_of(fresh, tiles, ckpt_path=tmp_path / "local.ckpt") == pytest.approx(
         {name: maps[name] for name in ("val/iou", "val/accuracy")}
     )
+
+
+@pytest.mark.parametrize(("side", "inner"), [(44, 44), (47, 44), (49, 48)])
+def test_a_network_of_valid_convolutions_learns_from_the_middle_that_it_takes(side: int, inner: int) -> None:
+    network = partial(UNet, depth=2, width=4, padding="valid")
+    task = SegmentationTask(BatchNorm, SPEC, network)
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, side, side), generator=generator).float()
+    labels = torch.randint(0, 2, (2, side, side), generator=generator)
+    edge = (side - inner) // 2
+    margin = UNet(3, 2, norm=BatchNorm, depth=2, width=4, padding="valid").margin_px
+    middle = slice(edge, edge + inner)
+    outputs = slice(edge + margin, edge + inner - margin)
+
+    loss = task.training_step({"image": image, "mask": labels}, 0)
+
+    logits = task.network(image[..., middle, middle])
+    expected = nn.functional.cross_entropy(logits, labels[:, outputs, outputs])
+    assert torch.equal(loss, expected)
