@@ -1,0 +1,257 @@
+"""How fast are training patches read from large tiles, beside torchgeo, and how much memory does a worker take?
+
+python benchmarks/sampling.py inria                       5000 x 5000 px, striped as distributed
+python benchmarks/sampling.py inria --block_px 512        the same tiles, re-tiled
+python benchmarks/sampling.py chesapeake                  6000 x 7000 px of four bands, each in its UTM zone
+
+Patches are read, put together to batches and prepared as for a training step, in one process and by turns; CPU seconds
+a patch. Then one worker reads while its unique memory is looked at, beside that of a worker that reads nothing.
+torchgeo's INRIA module reads a tile for every patch, and its Chesapeake module a window of three times the side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from _alternate import alternate, print_ratios
+from affine import Affine
+from torch.utils.data import DataLoader, Dataset
+
+from geonorm.data import ChesapeakeDataModule, InriaDataModule
+
+INRIA_PATCH_PX, CHESAPEAKE_PATCH_PX = 572, 256
+SPLITS = ("train", "val", "test")
+
+
+def main(layout: str, *, tiles: int, block_px: int | None, batch_size: int, batches: int, rounds: int) -> None:
+    """Print one JSON line for each way of reading, and one for each worker's memory."""
+    # torchgeo takes the first letters with digits behind them, anywhere in a path, for a tile's name.
+    with _folder_without_digits() as root:
+        make = {"inria": _inria, "chesapeake": _chesapeake}[layout]
+        ways = make(root, tiles, block_px, batch_size)
+        facts = {"benchmark": f"sampling, {layout}", "block_px": block_px, "batch_size": batch_size, "tiles": tiles}
+        seconds = alternate({way: _reader(data, batches) for way, data in ways.items()}, rounds=rounds)
+        each = {way: [value / (batches * batch_size) for value in values] for way, values in seconds.items()}
+        print_ratios(each, to="geonorm", **facts, per="patch")
+        for way, data in ways.items():
+            idle, reading = _worker_bytes(_Nothing(data, batches), batches), _worker_bytes(data, batches)
+            line = {**facts, "way": way, "worker_bytes_above_idle": reading - idle, "idle_worker_bytes": idle}
+            print(json.dumps(line), flush=True)
+
+
+@contextmanager
+def _folder_without_digits() -> Iterator[Path]:
+    root = Path(tempfile.gettempdir()) / f"geonorm_sampling_{os.getpid()}"
+    root.mkdir()
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+def _inria(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dict[str, Any]:
+    folder = root / "AerialImageDataset" / "train"
+    names = [f"austin{number}" for number in range(1, tiles + 6)]  # five to validate on
+    draw = np.random.default_rng(0)
+    for name in names:
+        size = 5000 if int(name[6:]) > 5 else 600
+        image = draw.integers(0, 256, (3, size, size), dtype=np.uint8)
+        _write(folder / "images" / f"{name}.tif", image, block_px=block_px, epsg=26914, pixel_m=0.3)
+        mask = np.kron(draw.integers(0, 2, (size // 50, size // 50)), np.ones((50, 50))).astype(np.uint8) * 255
+        _write(folder / "gt" / f"{name}.tif", mask[None], block_px=block_px, epsg=26914, pixel_m=0.3)
+    (root / "AerialImageDataset" / "test" / "images").mkdir(parents=True)
+    from torchgeo.datamodules import InriaAerialImageLabelingDataModule
+
+    ours = InriaDataModule(
+        root, patch_px=INRIA_PATCH_PX, batch_size=batch_size, patches_per_epoch=10_000, num_workers=0
+    )
+    theirs = InriaAerialImageLabelingDataModule(
+        batch_size=batch_size, patch_size=INRIA_PATCH_PX, num_workers=0, root=str(root)
+    )
+    return _set_up({"geonorm": ours, "torchgeo": theirs})
+
+
+def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dict[str, Any]:
+    """Write tiles with the names, the grids and the index of Chesapeake Land Cover."""
+    from torchgeo.datamodules import ChesapeakeCVPRDataModule
+
+    folder = root / "cvpr_chesapeake_landcover"
+    draw = np.random.default_rng(0)
+    features = []
+    for split in SPLITS:
+        part = folder / f"md_1m_2013_extended-debuffered-{split}_tiles"
+        for number in range(tiles):
+            height, width = (6000, 7000)
+            stem = f"m_{3907000 + number}_nw_18_1"
+            place = {"epsg": 26918, "pixel_m": 1.0, "west": 330_000 + 7500 * number, "north": 4_330_000}
+            image = draw.integers(0, 256, (4, height, width), dtype=np.uint8)
+            _write(part / f"{stem}_naip-new.tif", image, block_px=block_px or 512, **place)
+            labels = np.kron(draw.integers(1, 7, (height // 50, width // 50)), np.ones((50, 50))).astype(np.uint8)
+            _write(part / f"{stem}_lc.tif", labels[None], block_px=block_px or 512, **place)
+            features.append(_feature(part, stem, split, place, height, width))
+    index = {
+        "type": "FeatureCollection",
+        "crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}},
+        "features": features,
+    }
+    (folder / "spatial_index.geojson").write_text(json.dumps(index), encoding="utf-8")
+    ours = ChesapeakeDataModule(
+        root, patch_px=CHESAPEAKE_PATCH_PX, batch_size=batch_size, patches_per_epoch=10_000, num_workers=0
+    )
+    theirs = ChesapeakeCVPRDataModule(
+        train_splits=["md-train"],
+        val_splits=["md-val"],
+        test_splits=["md-test"],
+        batch_size=batch_size,
+        patch_size=CHESAPEAKE_PATCH_PX,
+        length=10_000,
+        num_workers=0,
+        class_set=5,
+        root=str(folder),
+    )
+    return _set_up({"geonorm": ours, "torchgeo": theirs})
+
+
+def _feature(part: Path, stem: str, split: str, place: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    from rasterio.warp import transform_geom
+
+    west, north = place["west"], place["north"]
+    corners = [(west, north), (west + width, north), (west + width, north - height), (west, north - height)]
+    outline = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+    files = {layer: f"{part.name}/{stem}_{layer}.tif" for layer in ("naip-new", "lc")}
+    others = ("naip-old", "landsat-leaf-on", "landsat-leaf-off", "nlcd", "buildings")
+    files |= {layer: f"{part.name}/{stem}_{layer}.tif" for layer in others}
+    return {
+        "type": "Feature",
+        "properties": {**files, "split": f"md-{split}"},
+        "geometry": transform_geom(f"EPSG:{place['epsg']}", "EPSG:3857", outline),
+    }
+
+
+def _write(
+    path: Path,
+    values: np.ndarray[Any, Any],
+    *,
+    block_px: int | None,
+    epsg: int,
+    pixel_m: float,
+    west: float = 620_000,
+    north: float = 3_350_000,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = values.shape
+    blocks = {"tiled": True, "blockxsize": block_px, "blockysize": block_px} if block_px else {}
+    place = Affine(pixel_m, 0, west, 0, -pixel_m, north)
+    shape = {"count": count, "height": height, "width": width, "dtype": "uint8", "crs": f"EPSG:{epsg}"}
+    with rasterio.open(path, "w", driver="GTiff", transform=place, **shape, **blocks) as dataset:
+        dataset.write(values)
+
+
+def _set_up(ways: dict[str, Any]) -> dict[str, Any]:
+    class Training:  # what torchgeo asks its trainer about
+        training = True
+        validating = testing = predicting = sanity_checking = False
+        global_rank, world_size = 0, 1
+
+    for data in ways.values():
+        data.setup("fit")
+        data.trainer = Training()
+    return ways
+
+
+def _batches(data: Any, *, workers: int = 0) -> Iterator[Any]:
+    data.num_workers = workers
+    for batch in data.train_dataloader():
+        moved = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+        yield data.on_after_batch_transfer(moved, 0)
+
+
+def _reader(data: Any, batches: int) -> Callable[[], object]:
+    source: list[Iterator[Any]] = []
+
+    def read() -> None:
+        left = batches
+        while left:
+            if not source:
+                source.append(_batches(data))
+            taken = sum(1 for _ in islice(source[0], left))
+            if taken < left:
+                source.clear()  # the epoch of a few tiles is over
+            left -= taken
+
+    return read
+
+
+class _Nothing(Dataset[Any]):
+    """What a worker reads that does nothing."""
+
+    def __init__(self, data: Any, batches: int) -> None:
+        self.batch_size, self.batches = data.batch_size, batches
+
+    def __len__(self) -> int:
+        return self.batch_size * self.batches
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(1)
+
+
+def _worker_bytes(data: Any, batches: int) -> int:
+    """Return the most memory that one worker held for itself while it read."""
+    if isinstance(data, _Nothing):
+        iterator = iter(DataLoader(data, batch_size=data.batch_size, num_workers=1))
+    else:
+        iterator = _batches(data, workers=1)
+    most, stop = [0], threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.02):
+            with suppress(OSError):
+                most[0] = max([most[0], *map(_unique_bytes, _children(os.getpid()))])
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in islice(iterator, batches):
+        time.sleep(0.05)
+    stop.set()
+    watcher.join()
+    del iterator
+    return most[0]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+def _unique_bytes(pid: int) -> int:
+    """Return the memory that a process shares with no other: pages private to it."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    return 1024 * sum(int(number) for number in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layout", choices=("inria", "chesapeake"))
+    parser.add_argument("--tiles", type=int, default=3, help="tiles to train on")
+    parser.add_argument("--block_px", type=int, default=None, help="side of the blocks; else strips, or 512 px")
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=3, help="read in each round")
+    parser.add_argument("--rounds", type=int, default=7)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    main(**vars(parser.parse_args()))
