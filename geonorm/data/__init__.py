@@ -7,17 +7,32 @@ from geonorm.data.spec import DatasetSpec
 
 if TYPE_CHECKING:
     from geonorm.data.chesapeake import ChesapeakeDataModule
+    from geonorm.data.drawn import write_inria_layout
+    from geonorm.data.drawn_land import write_chesapeake_layout
     from geonorm.data.inria import InriaDataModule
     from geonorm.data.rasters import RastersDataModule
 
-__all__ = ["ChesapeakeDataModule", "DatasetSpec", "InriaDataModule", "RastersDataModule"]
+__all__ = [
+    "ChesapeakeDataModule",
+    "DatasetSpec",
+    "InriaDataModule",
+    "RastersDataModule",
+    "write_chesapeake_layout",
+    "write_inria_layout",
+]
 
 
-_MODULES = {"ChesapeakeDataModule": "chesapeake", "InriaDataModule": "inria", "RastersDataModule": "rasters"}
+_MODULES = {
+    "ChesapeakeDataModule": "chesapeake",
+    "InriaDataModule": "inria",
+    "RastersDataModule": "rasters",
+    "write_chesapeake_layout": "drawn_land",
+    "write_inria_layout": "drawn",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a data module when it is asked for: labelling a raster does without torchgeo, which takes seconds."""
+    """Import a name when it is asked for: labelling a raster does without torchgeo, which takes seconds."""
     if name in _MODULES:
         return getattr(import_module(f"geonorm.data.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ arguments draw the same bytes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from geonorm.data.drawing.cities import CITIES
-from geonorm.data.drawing.houses import draw_houses, draw_shanties
 from geonorm.data.drawing.light import photograph
-from geonorm.data.drawing.open_ground import draw_fields, draw_forest, draw_halls, draw_park
-from geonorm.data.drawing.plants import Nursery, raise_tree, raise_vehicle
-from geonorm.data.drawing.roofs import raise_building
-from geonorm.data.drawing.sheet import Sheet
-from geonorm.data.drawing.streets import Block, draw_river, lay_streets
-from geonorm.data.drawing.styles import POOL, WATER, City, Zone
-from geonorm.data.drawing.terraces import draw_slabs, draw_terraces
-from geonorm.data.drawing.terrain import lay_ground
+from geonorm.data.drawing.scene import raise_scene
+from geonorm.data.drawing.styles import City
 from geonorm.errors import InvalidConfigError
 from geonorm.raster.write import write_image
 
@@ -35,17 +28,6 @@ SMALLEST_PX = 64
 CITY_NAMES = tuple(city.name for city in CITIES)
 
 _MARGIN_PX = 32  # drawn around a scene and cut off, so that shadows and crowns reach in
-
-_DRAW_ZONE: Mapping[Zone, Callable[[Sheet, Block, np.random.Generator], None]] = {
-    "houses": draw_houses,
-    "shanties": draw_shanties,
-    "terraces": draw_terraces,
-    "slabs": draw_slabs,
-    "halls": draw_halls,
-    "park": draw_park,
-    "forest": draw_forest,
-    "fields": draw_fields,
-}
 
 
 @dataclass(frozen=True)
@@ -79,21 +61,7 @@ def draw_scene(city: str, height: int, width: int, *, seed: int) -> Scene:
     if seed < 0:
         raise InvalidConfigError(f"seed must be 0 or more, got {seed}.")
     rng = np.random.default_rng([zlib.crc32(city.encode()), seed])
-    sheet, blocks = lay_streets(style, height + 2 * _MARGIN_PX, width + 2 * _MARGIN_PX, rng)
-    for block in blocks:
-        draw = draw_river if block.river else _DRAW_ZONE[block.zone]
-        draw(sheet, block, rng)
-
-    canvas = lay_ground(sheet, rng)
-    for building in sheet.buildings:
-        raise_building(canvas, building, rng, snow=style.snow)
-    allowed = (canvas.labels == 0) & ~np.isin(sheet.materials, (WATER, POOL))
-    for vehicle in sheet.vehicles:
-        raise_vehicle(canvas, vehicle, rng, allowed=allowed)
-    nursery = Nursery(rng)
-    for tree in sheet.trees:
-        raise_tree(canvas, tree, nursery, style, rng, allowed=allowed)
-
+    canvas = raise_scene(style, height + 2 * _MARGIN_PX, width + 2 * _MARGIN_PX, rng)
     image = photograph(canvas, style.light, rng)
     rows, cols = slice(_MARGIN_PX, _MARGIN_PX + height), slice(_MARGIN_PX, _MARGIN_PX + width)
     return Scene(image[:, rows, cols].copy(), canvas.labels[rows, cols].copy())
@@ -108,6 +76,7 @@ def write_inria_layout(
     seed: int,
     test_cities: Sequence[str] = (),
     test_tiles_per_city: int = 1,
+    test_masks: bool = False,
     progress: bool = False,
 ) -> Path:
     """Draw a data set in the layout of INRIA's, and return its folder ``AerialImageDataset``.
@@ -122,8 +91,9 @@ def write_inria_layout(
         tiles_per_city: Tiles of each of them.
         size_px: Side of a tile, or its height and width.
         seed: Another seed draws other tiles.
-        test_cities: Cities without masks, none of ``cities``.
+        test_cities: Cities to test on, none of ``cities``.
         test_tiles_per_city: Tiles of each of them.
+        test_masks: Write masks for them too, to ``test/gt``. The contest keeps its own to itself.
         progress: Show a bar with rate and time left.
     """
     doubles = [name for name in (*cities, *test_cities) if (*cities, *test_cities).count(name) > 1]
@@ -133,7 +103,8 @@ def write_inria_layout(
     tiles += [("test", _city(name), number) for name in test_cities for number in range(1, test_tiles_per_city + 1)]
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     folder = Path(root) / "AerialImageDataset"
-    for split in ("train/images", "train/gt", "test/images"):
+    masked = ("train", "test") if test_masks else ("train",)
+    for split in ("train/images", "test/images", *(f"{split}/gt" for split in masked)):
         (folder / split).mkdir(parents=True, exist_ok=True)
 
     for split, city, number in tqdm(tiles, desc="drawing", unit="tile", disable=not progress):
@@ -143,7 +114,7 @@ def write_inria_layout(
         transform = Affine(RESOLUTION_M, 0.0, west, 0.0, -RESOLUTION_M, city.northing_m)
         # Noise does not compress, and training reads the images again and again.
         write_image(folder / split / "images" / name, scene.image, crs=crs, transform=transform, compress=None)
-        if split == "train":
+        if split in masked:
             mask = scene.labels * np.uint8(255)
             write_image(folder / split / "gt" / name, mask, crs=crs, transform=transform)
     return folder

@@ -24,6 +24,7 @@ from geonorm.data.drawing.sheet import Building, Part, Tree
 from geonorm.data.drawing.styles import Light, Roof
 from geonorm.data.drawing.terrain import Canvas
 from geonorm.data.drawn import CITY_NAMES, RESOLUTION_M, Scene, draw_scene, write_inria_layout
+from geonorm.data.inria import find_pairs
 from geonorm.errors import InvalidConfigError
 
 NOON = Light(
@@ -247,6 +248,16 @@ def test_the_layout_is_that_of_inria(tmp_path: Path) -> None:
         *[f"train/gt/{name}.tif" for name in ("brack1", "brack2", "corvel1", "corvel2")],
         *[f"train/images/{name}.tif" for name in ("brack1", "brack2", "corvel1", "corvel2")],
     ]
+
+
+def test_masks_of_test_cities_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    folder = write_inria_layout(
+        tmp_path, cities=[], tiles_per_city=1, size_px=64, seed=0, test_cities=["laterra"], test_masks=True
+    )
+
+    assert [pair.name for pair in find_pairs(folder / "test")] == ["laterra1"]
+    with rasterio.open(folder / "test/gt/laterra1.tif") as mask:
+        assert {*np.unique(mask.read())} == {0, 255}
 
 
 def test_an_image_and_its_mask_lie_on_the_same_ground(tmp_path: Path) -> None:

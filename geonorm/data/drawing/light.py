@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from geonorm.data.drawing.cover import near_infrared
 from geonorm.data.drawing.noise import Field, blur, smooth_noise, wide_mean
 from geonorm.data.drawing.styles import Light
 from geonorm.data.drawing.terrain import Canvas, linear
@@ -15,12 +16,20 @@ _STEEPEST = 1.3  # a slope, so that the edges of roofs do not blaze
 _PENUMBRA_PX = 1.2
 _WEATHER_PX = 2600.0  # from one bright district to the next
 _STRIP_PX = 1500.0  # width of a flight strip
+_INFRARED_SKY = 0.06  # air scatters little of it, so shadows are deep
+_INFRARED_HAZE = 0.4  # and haze veils less
 
 
-def photograph(canvas: Canvas, light: Light, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return what a camera sees of the canvas: 8 bits, ``(3, H, W)``.
+def photograph(canvas: Canvas, light: Light, rng: np.random.Generator, *, infrared: bool = False) -> NDArray[np.uint8]:
+    """Return what a camera sees of the canvas: 8 bits, red, green and blue, ``(3, H, W)``.
 
     Sun and haze change over the scene, so that bright and dim districts lie in one image.
+
+    Args:
+        canvas: What lies there.
+        light: Sun, sky and sensor.
+        rng: Draws the weather and the noise.
+        infrared: Add near infrared as a fourth band.
     """
     azimuth = math.radians(light.sun_azimuth_deg + rng.uniform(-14, 14))
     elevation = math.radians(light.sun_elevation_deg + rng.uniform(-4, 4))
@@ -32,13 +41,18 @@ def photograph(canvas: Canvas, light: Light, rng: np.random.Generator) -> NDArra
     haze = np.clip(light.haze * (0.35 + 1.5 * veil), 0, 0.75)
     air = linear(light.haze_colour)
     grey = canvas.albedo.mean(axis=0) * np.float32(1 - light.saturation)
-    image = np.empty(canvas.albedo.shape, dtype=np.uint8)
+    image = np.empty((3 + infrared, *canvas.relief.shape), dtype=np.uint8)
     for band in range(3):
         arriving = np.float32(light.sun[band]) * sunlit * sun_share
         arriving += np.float32(light.sky[band]) * open_sky * (1.15 - 0.15 * sun_share)
         glow = (canvas.albedo[band] * np.float32(light.saturation) + grey) * arriving
         glow += haze * (air[band] - glow)
         image[band] = _develop(glow, exposure, light.contrast, rng)
+    if infrared:
+        arriving = sunlit * sun_share + np.float32(_INFRARED_SKY) * open_sky
+        glow = near_infrared(canvas.albedo, canvas.cover) * arriving
+        glow += np.float32(_INFRARED_HAZE) * haze * (air[0] - glow)
+        image[3] = _develop(glow, exposure, light.contrast, rng)
     return image
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from geonorm.data.drawing.cover import Cover
 from geonorm.data.drawing.noise import Field, smooth_noise
 from geonorm.data.drawing.sheet import Tree, Vehicle
 from geonorm.data.drawing.styles import City, Colour, Species
@@ -79,7 +80,8 @@ def raise_tree(
         slice(cols.start - col + half, cols.stop - col + half),
     )
     tone = crown.tone[own] * (1 + 0.13 * canvas.grain[window])
-    canvas.put(window, crown.top[own], _leaf_colour(tree.species, city, rng)[:, None, None] * tone)
+    leaves = _leaf_colour(tree.species, city, rng)[:, None, None] * tone
+    canvas.put(window, crown.top[own], leaves, cover=Cover.TREES)
 
 
 def raise_vehicle(canvas: Canvas, vehicle: Vehicle, rng: np.random.Generator, *, allowed: NDArray[np.bool_]) -> None:

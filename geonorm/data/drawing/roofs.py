@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geonorm.data.drawing.cover import Cover
 from geonorm.data.drawing.noise import Field
 from geonorm.data.drawing.sheet import Building, Part
 from geonorm.data.drawing.styles import Colour
@@ -54,7 +55,7 @@ def raise_building(canvas: Canvas, building: Building, rng: np.random.Generator,
     top, albedo = _furnished(building, patch, colour[:, None, None] * tone, rng)
     if snow > 0 and rng.random() < snow:
         albedo = _snowed_on(albedo, patch, grain, rng)
-    canvas.put(window, top, albedo, label=1)
+    canvas.put(window, top, albedo, label=1, cover=Cover.BUILT)
 
 
 def _shape(building: Building, rows: slice, cols: slice) -> _Patch:

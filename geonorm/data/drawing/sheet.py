@@ -121,14 +121,21 @@ class Sheet:
         self._material = Image.new("L", (width, height), base)
         self._tone = Image.new("L", (width, height), 128)
         self._wall = Image.new("L", (width, height), 0)
+        self._road = Image.new("L", (width, height), 1)
         self._material_pen = ImageDraw.Draw(self._material)
         self._tone_pen = ImageDraw.Draw(self._tone)
         self._wall_pen = ImageDraw.Draw(self._wall)
+        self._road_pen = ImageDraw.Draw(self._road)
 
     @property
     def materials(self) -> NDArray[np.uint8]:
         """What covers each pixel of the ground."""
         return np.asarray(self._material)
+
+    @property
+    def roads(self) -> NDArray[np.bool_]:
+        """Where streets are: on all ground that no area covers, for blocks begin with one that fills them."""
+        return np.asarray(self._road) == 1
 
     @property
     def tones(self) -> Field:
@@ -172,6 +179,7 @@ class Sheet:
         ring = self._points(u, v)
         if material is not None:
             self._material_pen.polygon(ring, fill=material)
+            self._road_pen.polygon(ring, fill=0)
         if tone is not None:
             self._tone_pen.polygon(ring, fill=round(128 * tone))
 

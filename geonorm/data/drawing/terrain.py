@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from geonorm.data.drawing.cover import Cover, ground_cover
 from geonorm.data.drawing.noise import Field, smooth_noise
 from geonorm.data.drawing.sheet import Sheet
 from geonorm.data.drawing.styles import (
@@ -53,8 +54,8 @@ class Canvas:
     """A scene before it is lit, on which buildings, vehicles and trees are raised one by one.
 
     ``albedo`` is the share of the light that comes back, linear, ``(3, H, W)``; ``relief`` the height above
-    the ground in pixels, ``labels`` 1 on buildings, both ``(H, W)``. ``grain`` is uneven from pixel to pixel,
-    mean 0 and deviation 1: the texture of all that is raised.
+    the ground in pixels, ``labels`` 1 on buildings, ``cover`` the land cover seen from above (see ``cover.py``),
+    all ``(H, W)``. ``grain`` is uneven from pixel to pixel, mean 0 and deviation 1: the texture of all that is raised.
     """
 
     def __init__(self, albedo: Field, relief: Field, grain: Field) -> None:
@@ -62,6 +63,7 @@ class Canvas:
         self.relief = relief
         self.grain = grain
         self.labels = np.zeros(relief.shape, dtype=np.uint8)
+        self.cover = np.zeros(relief.shape, dtype=np.uint8)
 
     def window(self, row: float, col: float, reach_px: float) -> tuple[slice, slice] | None:
         """Return the rows and columns within ``reach_px`` of a point, or None if none are on the canvas."""
@@ -70,7 +72,15 @@ class Canvas:
         cols = slice(max(0, math.floor(col - reach_px)), min(width, math.ceil(col + reach_px) + 1))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
-    def put(self, window: tuple[slice, slice], top: Field, albedo: Field, *, label: int | None = None) -> None:
+    def put(
+        self,
+        window: tuple[slice, slice],
+        top: Field,
+        albedo: Field,
+        *,
+        label: int | None = None,
+        cover: Cover | None = None,
+    ) -> None:
         """Draw something into a window, wherever it is higher than what is there.
 
         Args:
@@ -78,12 +88,15 @@ class Canvas:
             top: Its height, 0 where there is nothing of it, shape of the window.
             albedo: Its reflectance, shape (3, rows, cols).
             label: What it becomes in ``labels``; None leaves them.
+            cover: What it becomes in ``cover``; None leaves it.
         """
         seen = top > np.maximum(self.relief[window], 0.3)
         self.relief[window][seen] = top[seen]
         self.albedo[:, *window][:, seen] = np.clip(albedo[:, seen], 0.004, 0.95)
         if label is not None:
             self.labels[window][seen] = label
+        if cover is not None:
+            self.cover[window][seen] = cover
 
 
 def linear(colour: Colour) -> Field:
@@ -117,7 +130,9 @@ def lay_ground(sheet: Sheet, rng: np.random.Generator) -> Canvas:
         albedo = _snowed_on(albedo, material, spots + 0.3 * lumps + 0.1 * grain, sheet.city.snow)
 
     relief = walls * (1 + 0.12 * grain * (material == HEDGE))
-    return Canvas(albedo, relief, grain)
+    canvas = Canvas(albedo, relief, grain)
+    canvas.cover = ground_cover(material, sheet.roads)
+    return canvas
 
 
 def _ragged(material: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

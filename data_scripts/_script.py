@@ -1,0 +1,87 @@
+"""What all scripts here do alike: read options, say what is wrong in one line, let files appear whole."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from geonorm.errors import DatasetError, GeonormError, InvalidConfigError, RasterError
+from geonorm.raster.write import folder_beside, put_in_place
+
+MOST_NAMES = 8
+"""So many files are named in a message."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows a script's own text as it stands, and tells mistakes in one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise InvalidConfigError(f"{message}; see {self.prog} --help")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def run(work: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Do the work; return 0, 2 for what the user can put right (told in one line), or 130 if interrupted."""
+    try:
+        work(parser.parse_args(argv))
+    except (GeonormError, OSError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Give the name of a file beside ``target`` to be written, and rename it to ``target`` once that has worked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with folder_beside(target) as folder:
+        made = folder / target.name
+        try:
+            yield made
+            put_in_place(made, target)
+        except RasterError:
+            raise  # an OSError too, and clear already
+        except OSError as error:
+            raise RasterError(
+                f"{target} could not be written: {error.strerror or error}. Nothing was left of it; free space, or "
+                "choose another folder, and run the same command again."
+            ) from error
+
+
+def check_space(folder: Path, needed_bytes: int, *, what: str) -> None:
+    """Raise `DatasetError` where the disk of a folder that may be still to be made lacks the space for ``what``."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed_bytes:
+        raise DatasetError(
+            f"{folder} has {size(free)} free, and {what} needs {size(needed_bytes)}. "
+            "Free space, or choose another disk."
+        )
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it.
+
+    Example:
+        >>> size(1_500), size(20_957_000_000)
+        ('1.5 kB', '21.0 GB')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}"
