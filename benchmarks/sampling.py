@@ -50,7 +50,7 @@ def main(layout: str, *, tiles: int, block_px: int | None, batch_size: int, batc
         each = {way: [value / (batches * batch_size) for value in values] for way, values in seconds.items()}
         print_ratios(each, to="geonorm", **facts, per="patch")
         for way, data in ways.items():
-            idle, reading = _worker_bytes(_Nothing(data, batches), batches), _worker_bytes(data, batches)
+            idle, reading = (_worker_bytes(one, 10 * batches) for one in (_Nothing(data, batches), data))
             line = {**facts, "way": way, "worker_bytes_above_idle": reading - idle, "idle_worker_bytes": idle}
             print(json.dumps(line), flush=True)
 
@@ -90,6 +90,7 @@ def _inria(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dic
 def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dict[str, Any]:
     """Write tiles with the names, the grids and the index of Chesapeake Land Cover."""
     from torchgeo.datamodules import ChesapeakeCVPRDataModule
+    from torchgeo.datasets import ChesapeakeCVPR
 
     folder = root / "cvpr_chesapeake_landcover"
     draw = np.random.default_rng(0)
@@ -105,6 +106,13 @@ def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -
             labels = np.kron(draw.integers(1, 7, (height // 50, width // 50)), np.ones((50, 50))).astype(np.uint8)
             _write(part / f"{stem}_lc.tif", labels[None], block_px=block_px or 512, **place)
             features.append(_feature(part, stem, split, place, height, width))
+    for name in ChesapeakeCVPR._files:  # torchgeo looks for the folders of all states before it reads one
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.touch()
+        else:
+            path.mkdir(exist_ok=True)
     index = {
         "type": "FeatureCollection",
         "crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}},

@@ -209,14 +209,24 @@ def test_a_step_is_trained_and_scored_on_drawn_data_of_the_layout(
     assert 0 <= score <= 1
 
 
-@pytest.mark.parametrize("name", ["inria-val"])
-def test_the_small_budget_draws_scenes_and_scores_cities_it_has_not_seen(name: str, tmp_path: Path) -> None:
-    plan = plan_comparison(tmp_path, [PAPER / f"{name}.yaml"], budget="small")
+def test_the_small_inria_draws_cities_and_scores_some_that_it_has_not_seen(tmp_path: Path) -> None:
+    plan = plan_comparison(tmp_path, [INRIA_VAL], budget="small")
 
     assert {run.norm for run in plan.runs} == {"BN", "GN", "LCN", "SN"}
     assert f"--data.root={tmp_path / 'scenes'}" in plan.runs[0].words
-    unseen = {*plan.pools["unseen cities"]}
-    small = settings(PAPER / f"{name}.yaml", PAPER / f"{name}.small.yaml")
+    small = settings(INRIA_VAL, PAPER / "inria-val.small.yaml")
     kept_out = {*small["data"]["init_args"]["val_names"]}
     tiles = range(1, small["compare"]["drawn"]["tiles_per_city"] + 1)
-    assert {f"{city}{tile}" for city in unseen for tile in tiles} <= kept_out
+    assert {f"{city}{tile}" for city in plan.pools["unseen cities"] for tile in tiles} <= kept_out
+    assert {city for pool in plan.pools.values() for city in pool} == {*plan.drawn["cities"]}
+
+
+def test_the_small_land_cover_draws_states_and_scores_some_that_it_has_not_seen(tmp_path: Path) -> None:
+    plan = plan_comparison(tmp_path, [CHESAPEAKE], budget="small")
+
+    small = settings(CHESAPEAKE, PAPER / "chesapeake.small.yaml")
+    assert {run.norm for run in plan.runs} == {"BN", "GN", "LCN", "SN"}
+    assert small["data"]["init_args"]["train_states"] == ["md"]
+    assert (
+        {"md", *plan.pools["other states"]} == {*plan.drawn["states"]} == {*small["data"]["init_args"]["test_states"]}
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from geonorm.raster.read import Grid
 from geonorm.raster.window import Window
 
 Sample = dict[str, Tensor]
+
+MOST_OPEN = 64
+"""So many pairs a process keeps open; a process may usually have 1024 files open, or 256 on macOS."""
 
 
 class RandomPatches(Dataset[Sample]):
@@ -40,6 +46,7 @@ class RandomPatches(Dataset[Sample]):
         self.seed = seed
         areas = np.array([height * width for height, width in self.sizes], dtype=float)
         self._chances = areas / areas.sum()
+        self._files = _OpenFiles()
 
     def __getitem__(self, number: int) -> Sample:
         """Return sample ``number``, counted over all epochs."""
@@ -49,8 +56,38 @@ class RandomPatches(Dataset[Sample]):
         row, col = (int(draw.integers(0, max(1, size - self.patch_px + 1))) for size in (height, width))
         turn = int(draw.integers(8))
         window = Window(row, col, min(self.patch_px, height), min(self.patch_px, width))
-        with open_pair(self.pairs[which]) as pair:
-            return {**read_sample(pair, window, self.patch_px), "turn": torch.tensor(turn)}
+        pair = self._files.of(self.pairs[which])
+        return {**read_sample(pair, window, self.patch_px), "turn": torch.tensor(turn)}
+
+
+class _OpenFiles:
+    """The pairs that were read last, kept open: to open one takes longer than to read a patch.
+
+    A process that is forked, or that this is sent to, opens its own: the place in a file is shared with those that
+    were open before.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Pair, tuple[OpenPair, ExitStack]] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def of(self, pair: Pair) -> OpenPair:
+        """Return a pair, open."""
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        if pair not in self._open:
+            if len(self._open) >= MOST_OPEN:
+                self._open.popitem(last=False)[1][1].close()
+            stack = ExitStack()
+            self._open[pair] = stack.enter_context(open_pair(pair)), stack
+        self._open.move_to_end(pair)
+        return self._open[pair][0]
 
 
 def read_sample(pair: OpenPair, window: Window, side_px: int) -> Sample:

@@ -120,8 +120,9 @@ def _draw_scenes(planned: Comparison, folder: Path, *, progress: bool) -> None:
 
 def _draw(settings: Mapping[str, Any], folder: Path, *, progress: bool) -> None:
     from geonorm.data.drawn import write_inria_layout
+    from geonorm.data.drawn_land import write_chesapeake_layout
 
-    layouts: Mapping[str, Callable[..., Any]] = {"inria": write_inria_layout}
+    layouts: Mapping[str, Callable[..., Any]] = {"inria": write_inria_layout, "chesapeake": write_chesapeake_layout}
     layout = str(settings.get("layout"))
     if layout not in layouts:
         raise InvalidConfigError(f"compare.drawn.layout must be one of {', '.join(layouts)}, got {layout!r}.")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from geonorm.data import patches as module
 from geonorm.data.pairs import Pair, open_pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, Sample, WholeShare, turned
 from geonorm.data.spec import IGNORE_LABEL
@@ -99,6 +100,48 @@ def test_the_global_random_state_does_not_matter_and_is_left_alone(tmp_path: Pat
     assert same(dataset[3], first)
     torch.manual_seed(0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_files_stay_open_and_the_ones_used_longest_ago_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [places() + 1000 * number for number in range(3)]
+    fresh = [patches(tmp_path, *images)[number] for number in range(30)]  # each from files just opened
+    opened: list[Pair] = []
+
+    def noted(pair: Pair) -> Any:
+        opened.append(pair)
+        return open_pair(pair)
+
+    monkeypatch.setattr(module, "open_pair", noted)
+    monkeypatch.setattr(module, "MOST_OPEN", 2)
+    dataset = patches(tmp_path, *images)
+
+    samples = [dataset[number] for number in range(30)]
+
+    assert all(map(same, samples, fresh))
+    drawn = [int(sample["image"].max() // 1000) for sample in samples]  # which image each number drew
+    held: list[int] = []
+    expected = []
+    for which in drawn:
+        if which not in held:
+            expected.append(which)
+            held = held[-1:]
+        held = [one for one in held if one != which] + [which]
+    assert [int(Path(pair.image).stem) for pair in opened] == expected
+    assert 3 < len(expected) < 30
+
+
+def test_a_forked_process_opens_files_of_its_own(tmp_path: Path) -> None:
+    dataset = patches(tmp_path, places())
+    before = dataset[0]  # open from here on
+
+    workers = DataLoader(dataset, sampler=range(40), batch_size=None, num_workers=2)
+    there = list(workers)
+    here = [dataset[number] for number in range(40)]
+
+    assert all(map(same, there, here))
+    assert same(before, here[0])
 
 
 @pytest.mark.slow

@@ -199,7 +199,7 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("drawn", "expected"),
     [
-        ({"layout": "mars"}, "compare.drawn.layout must be one of inria"),
+        ({"layout": "mars"}, "compare.drawn.layout must be one of inria, chesapeake"),
         ({"layout": "inria", "planet": 4}, "compare.drawn: .*planet"),
         (
             {"layout": "inria", "cities": ["gotham"], "tiles_per_city": 1, "size_px": 64, "seed": 0},
