@@ -143,13 +143,24 @@ def _traced(
     while True:
         trace = _Trace(block)
         look(trace)
-        with torch.no_grad(), trace.naming(ghost), trace:
+        with torch.no_grad(), _as_usual(), trace.naming(ghost), trace:
             image = torch.empty(1, bands, side, side, device="meta")
             trace.start(image)
             output = ghost(image)
         if trace.needed_block == block:
             return trace, output
         block = trace.needed_block
+
+
+@contextmanager
+def _as_usual() -> Iterator[None]:
+    """Turn torch's deterministic mode off for a while: it takes upsampling apart into operators that gather."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 @dataclass(frozen=True)

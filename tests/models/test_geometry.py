@@ -419,3 +419,19 @@ def test_the_geometry_of_a_unet_does_not_depend_on_its_width() -> None:
     narrow, wide = (UNet(3, 2, norm=BatchNorm, depth=2, width=width) for width in (1, 32))
 
     assert tile_geometry(narrow) == tile_geometry(wide)
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_deterministic_algorithms_change_no_geometry_and_stay_on(warn_only: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear"))
+    usual = tile_geometry(model)
+    assert not usual.unbounded
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        found = tile_geometry(model)
+        stayed = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+    assert found == usual
+    assert stayed == (True, warn_only)
