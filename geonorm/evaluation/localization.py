@@ -27,7 +27,7 @@ from geonorm.evaluation.windows import (
     read_scene,
     work_mpx,
 )
-from geonorm.models import localize_norms, tile_geometry
+from geonorm.models import localize_norms
 from geonorm.tasks.checkpoint import TrainedModel, load_model, save_model
 
 File = str | os.PathLike[str]
@@ -257,7 +257,7 @@ def _laddered(
 ) -> tuple[list[Scene], Ladder]:
     """Return the scenes, those marked that are large enough for tiles, and how tiles are tried on them."""
     check_shifts([shift_px], core_px)
-    stride_px = tile_geometry(model.network).stride_px
+    stride_px = model.geometry.stride_px
     if shift_px % stride_px or core_px % stride_px:
         raise InvalidConfigError(
             f"core_px and shift_px must be multiples of the network's stride of {stride_px} px, got {core_px} and "

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from geonorm.inference.halo import AFFORDABLE_OVERHEAD, affordable_core_px
-from geonorm.models import TileGeometry, tile_geometry
+from geonorm.models import TileGeometry
 from geonorm.models.rescale import rescale_of
 from geonorm.norms import LocalContextNorm
 from geonorm.tasks.checkpoint import Description, TrainedModel
@@ -20,7 +20,7 @@ CORES_PX = (256, 512, 1024, 2048)
 def describe_model(model: TrainedModel) -> str:
     """Return bands, classes, norm, geometry, windows and the price of the exact halo, as text."""
     spec = model.spec
-    geometry, rescale = tile_geometry(model.network), rescale_of(model.network)
+    geometry, rescale = model.geometry, rescale_of(model.network)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     resolution = f"{spec.resolution_m:.3g} m" if spec.resolution_m else "not known"
     lines = [

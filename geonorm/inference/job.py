@@ -192,7 +192,7 @@ def prepare(
         counts: Which pixels are wanted; all where None.
         progress: Show a progress bar while a halo is measured.
     """
-    geometry = tile_geometry(model.network)
+    geometry = model.geometry
     plan = Plan(
         height=reader.grid.height,
         width=reader.grid.width,

@@ -22,7 +22,6 @@ from geonorm.inference.journal import StripFolder
 from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
-from geonorm.models import tile_geometry
 from geonorm.raster.area import AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import Mosaic
@@ -144,7 +143,7 @@ def prepare_work(
         core = options.core_px, ""
     else:
         core = known.get("core") or choose_core_px(
-            tile_geometry(model.network),
+            model.geometry,
             network=model.network,
             bands=len(reader.bands),
             memory_bytes=available_memory(device),

@@ -19,7 +19,7 @@ import geonorm.norms
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import CheckpointError, InvalidConfigError, one_line
-from geonorm.models import SmpNetwork, localize_norms
+from geonorm.models import SmpNetwork, TileGeometry, localize_norms, tile_geometry
 from geonorm.norms.factory import class_behind
 
 KEY = "geonorm"
@@ -54,6 +54,11 @@ class TrainedModel:
     """Window over which its GN, IN and LN take their statistics now; None where they are as they were made."""
     step: int | None = None
     """Steps of training behind it; None where the checkpoint does not say."""
+
+    @functools.cached_property
+    def geometry(self) -> TileGeometry:
+        """What tiling has to know of the network."""
+        return tile_geometry(self.network)
 
 
 def describe(
