@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # Two processes on two shared cores: how long an example takes says nothing.
@@ -20,3 +22,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images in {folder}; set GEONORM_REAL_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: workers of several each would wait for one another, and sum up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

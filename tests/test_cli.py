@@ -27,18 +27,9 @@ from geonorm.models import UNet
 from geonorm.norms import BatchNorm, GroupNorm, SwitchableNorm
 from geonorm.tasks import SegmentationTask
 from tests.raster.odd_files import DAMAGED
+from tests.tasks.trainings import QUIET
 
-pytestmark = [
-    # LightningCLI uses four things of jsonargparse that are on their way out.
-    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:\s*``ArgumentParser.add_instantiator`` was deprecated"),
-    pytest.mark.filterwarnings(r"ignore:\s*``instantiate_classes`` was deprecated"),
-    pytest.mark.filterwarnings(r"ignore:\s*skip_none parameter was deprecated"),
-    # Lightning advises workers where the machine has more than two cores; tiny scenes need none.
-    pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
-    # It advises a GPU where there is one; tiny networks train on the CPU, to the same bits everywhere.
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
-]
+pytestmark = QUIET
 
 PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 COMMANDS = ("fit", "validate", "test", "predict", "shift", "localize", "ratios", "info", "demo")
@@ -137,15 +128,6 @@ def here(tmp_path: Path, originals: dict[str, bytes], monkeypatch: pytest.Monkey
 def _no_arguments_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """LightningCLI warns of pytest's."""
     monkeypatch.setattr(sys, "argv", ["geonorm"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Workers of several threads each would wait for one another, and sum up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-import torch
 import yaml
 from affine import Affine
 
 from geonorm.cli import main
 from geonorm.tasks.checkpoint import load_model
+from tests.tasks.trainings import QUIET
 
-pytestmark = [
-    # LightningCLI uses four things of jsonargparse that are on their way out.
-    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:\s*``ArgumentParser.add_instantiator`` was deprecated"),
-    pytest.mark.filterwarnings(r"ignore:\s*``instantiate_classes`` was deprecated"),
-    pytest.mark.filterwarnings(r"ignore:\s*skip_none parameter was deprecated"),
-    # Lightning advises workers where the machine has more than two cores; tiny scenes need none.
-    pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
-    # It advises a GPU where there is one; tiny networks train on the CPU, to the same bits everywhere.
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
-]
+pytestmark = QUIET
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(
@@ -68,15 +57,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_arguments_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """LightningCLI warns of pytest's."""
     monkeypatch.setattr(sys, "argv", ["geonorm"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Workers of several threads each would wait for one another, and sum up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def combined(file: str, scenes: Path, *more: str) -> list[str]:

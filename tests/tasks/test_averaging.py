@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from tests.tasks.trainings import (
     QUIET,
     STEPS_PER_EPOCH,
     arguments,
-    draw_scenes,
     fit,
     newest,
     run,
@@ -61,21 +59,6 @@ NORMS = {
 DRIFTING = (60.1, 62.9, 63.6)
 """Numbers whose average over 40 steps at decay 0.99 in float32 is not what they are."""
 each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four scenes of two cities."""
-    return draw_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from geonorm.models import UNet
 from geonorm.norms import BatchNorm, SwitchableNorm, harden
 from geonorm.tasks import Cosine, Poly, SegmentationTask, Steps
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, follow, make_optimizer
-from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, arguments, draw_scenes, fit, run, same
+from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, arguments, fit, run, same
 
 pytestmark = QUIET
 
@@ -190,21 +190,6 @@ def test_what_an_optimizer_refuses_is_one_line(make: OptimizerFactory, norm: Any
 
 
 # From the command line
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four scenes of two cities."""
-    return draw_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 NO_MILESTONES = "--model.lr_milestones=null"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,28 +24,13 @@ from geonorm.norms import BatchNorm, NormFactory
 from geonorm.tasks import PictureLogger, SegmentationTask
 from geonorm.tasks.checkpoint import load_model
 from geonorm.tasks.pictures import GAP_PX, IGNORED, RIGHT, WRONG, drawn, spread, stacked, stretched
-from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, Run, arguments, draw_scenes, fit, run
+from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, Run, arguments, fit, run
 
 pytestmark = [
     *QUIET,
     # Lightning asks torch for something that torch deprecates; the command line says nothing of it.
     pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)"),
 ]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four scenes of two cities."""
-    return draw_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pictures(done: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geonorm.tasks import SegmentationTask
 from geonorm.tasks.checkpoint import load_model
-from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, draw_scenes, fit, same
+from tests.tasks.trainings import QUIET, STEPS_PER_EPOCH, fit, same
 
 pytestmark = QUIET
 
@@ -43,21 +43,6 @@ STOPPING = (
     '--trainer.callbacks=[{"class_path":"lightning.pytorch.callbacks.EarlyStopping",'
     '"init_args":{"monitor":"val/iou","mode":"max","patience":2}}]'
 )
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four scenes of two cities."""
-    return draw_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from tests.tasks.trainings import (
     STEPS_PER_EPOCH,
     Run,
     arguments,
-    draw_scenes,
     fit,
     newest,
     run,
@@ -35,24 +33,9 @@ pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four scenes of two cities."""
-    return draw_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
 def two_epochs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A training of two epochs."""
     return fit(scenes, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Workers of several threads each would wait for one another, and sum up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # What a run leaves behind

@@ -30,8 +30,9 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
     # A resumed run is a new version, and keeps its checkpoints in a folder of its own.
     pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+    pytest.mark.usefixtures("one_thread"),
 ]
-"""Warnings of Lightning that say nothing here."""
+"""Marks of tests that train: warnings of Lightning that say nothing here, and one thread."""
 
 PLACE = Affine(0.3, 0, 400_000, 0, -0.3, 5_300_000)
 STEPS_PER_EPOCH = 8
