@@ -254,7 +254,7 @@ def _unique_bytes(pid: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", choices=("inria", "chesapeake"))
+    parser.add_argument("layout", nargs="?", choices=("inria", "chesapeake"), default="inria")
     parser.add_argument("--tiles", type=int, default=3, help="tiles to train on")
     parser.add_argument("--block_px", type=int, default=None, help="side of the blocks; else strips, or 512 px")
     parser.add_argument("--batch_size", type=int, default=2)
