@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from _script import Parser, check_space, run, written_whole
+from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.windows import Window
@@ -208,7 +209,7 @@ def _take(source: Path, target: Path, window: Window | None) -> None:
     try:
         with lying_nowhere(), rasterio.open(source) as dataset:
             values, nodata, crs = dataset.read(window=window), dataset.nodata, dataset.crs
-            transform = dataset.window_transform(window) if crs or not dataset.transform.is_identity else None
+            transform = None if dataset.transform.is_identity else _moved(dataset.transform, window)
     except GDAL_ERRORS as error:
         raise RasterError(f"{source} cannot be read: {gdal_said(error)}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -224,10 +225,16 @@ def _is_there(source: Path, target: Path, window: Window | None) -> bool:
         return target.stat().st_size == source.stat().st_size
     try:
         with lying_nowhere(), rasterio.open(source) as whole, rasterio.open(target) as part:
-            same_place = part.transform.almost_equals(whole.window_transform(window))
-            return (part.height, part.width) == (window.height, window.width) and same_place
+            place = whole.transform if whole.transform.is_identity else _moved(whole.transform, window)
+            return part.shape == (window.height, window.width) and part.transform.almost_equals(place)
     except GDAL_ERRORS:
         return False
+
+
+def _moved(transform: Affine, window: Window) -> Affine:
+    """Return the transform of a part of a raster; affine 2 and 3 have no product in common that does not warn."""
+    t, row, col = transform, window.row_off, window.col_off
+    return Affine(t.a, t.b, t.a * col + t.b * row + t.c, t.d, t.e, t.d * col + t.e * row + t.f)
 
 
 def _write_index(folder: Path, target: Path, wanted: set[Path]) -> None:
@@ -253,8 +260,8 @@ def _footprint(path: Path) -> dict[str, Any]:
 
 def _find_folder(data: Path) -> Path:
     for folder in (data / INRIA, data / CHESAPEAKE, data):
-        if folder.is_dir() and folder.resolve().name in (INRIA, CHESAPEAKE):
-            return folder.resolve()
+        if folder.is_dir() and folder.absolute().name in (INRIA, CHESAPEAKE):
+            return folder.absolute()
     raise DatasetError(f"{data} is neither {INRIA} nor {CHESAPEAKE}, and holds neither. Check the folder.")
 
 
