@@ -81,7 +81,7 @@ def _work(options: argparse.Namespace) -> None:
     names = sorted(
         path.relative_to(source)
         for path in source.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(source))
     )
     if not names:
         raise DatasetError(f"{source} holds no GeoTIFF (.tif, .tiff).")
@@ -232,6 +232,11 @@ def _colours(dataset: rasterio.DatasetReader, band: int) -> dict[int, tuple[int,
         return dict(dataset.colormap(band))
     except ValueError:  # there is none
         return None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a file, or a folder it lies in, is hidden: what was being written when a process was killed."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _raw_bytes(path: Path) -> int:

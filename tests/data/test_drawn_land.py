@@ -250,10 +250,12 @@ def test_each_tile_lies_in_the_zone_of_its_state_on_the_same_grid_in_every_layer
                 assert dataset.profile["tiled"]
                 assert dataset.res == (1.0, 1.0)
                 places.add((dataset.transform, dataset.shape))
-                lons = transform_bounds(dataset.crs, 4269, *dataset.bounds)
+                west, bottom, east, top = transform_bounds(dataset.crs, 4269, *dataset.bounds)
         assert len(places) == 1
-        degree = int(Path(properties["lc"]).name[4:7])
-        assert -degree - 1.001 < lons[0] < lons[2] < -degree + 0.001
+        name = Path(properties["lc"]).name
+        south, degree = int(name[2:4]), int(name[4:7])
+        assert -degree - 1.001 < west < east < -degree + 0.001
+        assert south - 0.001 < bottom < top < south + 1.001
 
 
 def test_a_corner_of_the_first_tile_was_never_mapped(folder: Path) -> None:

@@ -139,6 +139,7 @@ def test_a_subset_of_chesapeake_keeps_all_layers_and_the_index(tmp_path: Path) -
         outer, inner = (np.array(one["geometry"]["coordinates"][0]) for one in (before, feature))
         assert (inner.min(axis=0) >= outer.min(axis=0) - 1).all()
         assert (inner.max(axis=0) <= outer.max(axis=0) + 1).all()
+        assert np.ptp(inner, axis=0) == pytest.approx(np.ptp(outer, axis=0) / 2, rel=0.02)
     assert len(list(small.rglob("*.tif"))) == 5 * 8
     assert len(ChesapeakeDataModule(tmp_path / "small").pairs["train"]) == 2
 

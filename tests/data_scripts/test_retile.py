@@ -143,7 +143,7 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = folders
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", ".a.tif.killed.tmp/a"):
         draw(source / f"{name}.tif")
     with monkeypatch.context() as patch:
         break_after(patch, "_script.put_in_place", 1, KeyboardInterrupt())
