@@ -120,8 +120,9 @@ def _find_zip(downloads: Path, out: Path) -> Path:
     name = InriaAerialImageLabeling.filename
     if not downloads.exists():
         raise DatasetError(f"there is no {downloads}. Give the folder of the downloads; --help says what to download.")
-    if downloads.is_file():
+    if downloads.is_file() and downloads.suffix == ".zip":
         return downloads
+    downloads = downloads.parent if downloads.is_file() else downloads  # one of the parts
     for folder in (downloads, out):
         if (folder / name).is_file():
             return folder / name

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from inria_submission import Contest, main
 from inria_unpack import TEST_CITIES
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 
+from geonorm.data import write_inria_layout
+from geonorm.inference import predict_raster
+from geonorm.models import UNet
+from geonorm.norms import BatchNorm
 from geonorm.raster.write import write_image
 from tests.data_scripts.archives import break_after
 
@@ -181,3 +186,32 @@ def test_a_full_disk_leaves_the_zip_that_was_there(
 def test_too_few_or_too_many_names_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options) == 2
     assert "give the folder of maps and the zip to make, or --check ZIP alone" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_maps_that_predict_writes_are_taken_as_they_are(tmp_path: Path) -> None:
+    """From drawn test tiles, one of them with a hole, through a network without training, to the zip."""
+    root = write_inria_layout(
+        tmp_path, cities=[], tiles_per_city=0, size_px=64, seed=0, test_cities=["alder"], test_tiles_per_city=2
+    )
+    with rasterio.open(root / "test/images/alder2.tif", "r+") as dataset:
+        dataset.nodata = 0
+        dataset.write(np.zeros((3, 10, 12), np.uint8), window=rasterio.windows.Window(0, 0, 12, 10))
+    torch.manual_seed(0)
+    network = UNet(3, 2, depth=1, width=4, norm=BatchNorm).eval()
+    (tmp_path / "maps").mkdir()
+    for number in (1, 2):
+        predict_raster(network, root / f"test/images/alder{number}.tif", tmp_path / f"maps/alder{number}.tif")
+    options = ["--cities", "alder", "--tiles_per_city", "2", "--size_px", "64"]
+
+    code = main([str(tmp_path / "maps"), str(tmp_path / "all.zip"), *options])
+
+    assert code == 0
+    for number in (1, 2):
+        with (
+            rasterio.open(f"/vsizip/{tmp_path / 'all.zip'}/alder{number}.tif") as submitted,
+            rasterio.open(tmp_path / f"maps/alder{number}.tif") as labels,
+        ):
+            assert submitted.transform == labels.transform
+            np.testing.assert_array_equal(submitted.read(1) == 255, labels.read(1) == 1)
+            assert ((labels.read(1) == labels.nodata).sum() >= 120) == (number == 2)

@@ -136,6 +136,8 @@ def test_missing_parts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert code == 2
     assert "lacks 2 of the 5 parts of aerialimagelabeling.7z: aerialimagelabeling.7z.003, " in capsys.readouterr().err
+    assert main([str(tmp_path / "aerialimagelabeling.7z.001"), str(tmp_path / "data")]) == 2
+    assert "lacks 2 of the 5 parts" in capsys.readouterr().err
 
 
 def test_an_empty_folder_says_what_should_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
