@@ -100,7 +100,7 @@ def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -
         for number in range(tiles):
             height, width = (6000, 7000)
             stem = f"m_{3907000 + number}_nw_18_1"
-            place = {"epsg": 26918, "pixel_m": 1.0, "west": 330_000 + 7500 * number, "north": 4_330_000}
+            place: dict[str, Any] = {"epsg": 26918, "pixel_m": 1.0, "west": 330_000 + 7500 * number, "north": 4_330_000}
             image = draw.integers(0, 256, (4, height, width), dtype=np.uint8)
             _write(part / f"{stem}_naip-new.tif", image, block_px=block_px or 512, **place)
             labels = np.kron(draw.integers(1, 7, (height // 50, width // 50)), np.ones((50, 50))).astype(np.uint8)
@@ -221,6 +221,7 @@ class _Nothing(Dataset[Any]):
 
 def _worker_bytes(data: Any, batches: int) -> int:
     """Return the most memory that one worker held for itself while it read."""
+    iterator: Iterator[Any]
     if isinstance(data, _Nothing):
         iterator = iter(DataLoader(data, batch_size=data.batch_size, num_workers=1))
     else:
