@@ -29,6 +29,7 @@ from geonorm.tasks.losses import CrossEntropy, check_loss
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
 from geonorm.tasks.single_logit import silence_first_logit, with_first_logit_fixed
+from geonorm.tasks.sizes import fitted
 from geonorm.tasks.transfer import take_weights
 from geonorm.tiling.engine import predict_strips
 from geonorm.tiling.plan import Network, Plan
@@ -145,8 +146,10 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss over the pixels that count; 0 where none does."""
-        logits = self(self._fitting(batch["image"]))
-        labels = centre(batch["mask"], like=logits).long()
+        image = self._fitting(batch["image"])
+        image, labels = fitted(image, centre(batch["mask"], like=image), self.geometry)
+        logits = self(image)
+        labels = centre(labels, like=logits).long()
         if self.single_logit:
             logits = with_first_logit_fixed(logits)
         # Sums over millions of pixels do not fit into half precision.
@@ -155,10 +158,11 @@ class SegmentationTask(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Score one batch of patches, or one whole tile that is named by its files."""
+        """Score one batch of patches of any size, or one whole tile that is named by its files."""
         if "pair" not in batch:
-            logits = self(batch["image"])
-            labels = centre(batch["mask"], like=logits)
+            image, labels = fitted(batch["image"], batch["mask"], self.geometry)
+            logits = self(image)
+            labels = centre(labels, like=logits)
             self.scores.update("all", logits.argmax(1), labels)
             return
         with open_pair(batch["pair"]) as files:

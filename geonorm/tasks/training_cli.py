@@ -13,9 +13,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torchgeo.datamodules import BaseDataModule
 
 import geonorm.data.inria  # noqa: F401 - so that the parser knows InriaDataModule by its bare name
 from geonorm.data.spec import DatasetSpec
+from geonorm.data.torchgeo_facts import DataFacts
+from geonorm.data.torchgeo_module import TorchgeoData
 from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
 from geonorm.tasks import BatchAverage, PictureLogger, RatioLogger, SegmentationTask
 from geonorm.tasks.averaging import check_averaging
@@ -75,7 +78,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--compare", type=_as_it_is, default=None, help="what geonorm compare varies; else of no effect"
         )
-        parser.link_arguments("data", "model.spec", compute_fn=_spec_of, apply_on="instantiate")
+        parser.add_class_arguments(DataFacts, "data_facts")
+        parser.link_arguments("data", "model.spec", compute_fn=self._spec_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint to start from before anything is made."""
@@ -92,6 +96,27 @@ class TrainingCLI(LightningCLI):
                     f"{path} holds weights alone, so no training can resume from it. Start from its weights with "
                     "--model.init_from (with --model.localize_px if they are those of local norms)."
                 )
+
+    def instantiate_classes(self) -> None:
+        """Make the Trainer, the data module and the model; a data module of torchgeo comes as `TorchgeoData`."""
+        self._torchgeo: TorchgeoData | None = None
+        super().instantiate_classes()
+        if self._torchgeo is not None:
+            self.datamodule = self._torchgeo
+
+    def _spec_of(self, data: LightningDataModule) -> DatasetSpec:
+        """Return the facts of a data module."""
+        stage = self.config.subcommand
+        if isinstance(getattr(data, "spec", None), DatasetSpec):
+            return data.spec
+        if isinstance(data, BaseDataModule):
+            facts = DataFacts(**self.config[stage].data_facts.as_dict())
+            self._torchgeo = TorchgeoData(data, stage=stage, facts=facts)
+            return self._torchgeo.spec
+        raise InvalidConfigError(
+            f"{type(data).__name__} does not say its bands and classes (attribute spec, a "
+            "geonorm.data.DatasetSpec). Use a data module of geonorm.data or torchgeo.datamodules."
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer that logs to CSV and TensorBoard, keeps the best and the last checkpoint, and logs ratios."""
@@ -139,13 +164,3 @@ def shorten(message: str, most: int = 400) -> str:
     """Return the first part of a parser's message, as one line."""
     line = " ".join(message.split())
     return line if len(line) <= most else f"{line[:most]} ..."
-
-
-def _spec_of(data: LightningDataModule) -> DatasetSpec:
-    spec = getattr(data, "spec", None)
-    if not isinstance(spec, DatasetSpec):
-        raise InvalidConfigError(
-            f"{type(data).__name__} does not say its bands and classes (attribute spec, a "
-            "geonorm.data.DatasetSpec). Use geonorm.data.InriaDataModule."
-        )
-    return spec
