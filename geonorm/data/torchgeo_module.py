@@ -48,11 +48,11 @@ class TorchgeoData(LightningDataModule):
         super().__init__()
         self.module = module
         self.stage = stage
-        self.name = type(module).__name__
+        self.called = type(module).__name__
         self._given = facts or DataFacts()
         kwargs = getattr(module, "kwargs", {})
         if kwargs.get("transforms") is not None:
-            place = f"transforms of {self.name}"
+            place = f"transforms of {self.called}"
             kwargs["transforms"] = with_room_to_crop(kwargs["transforms"], place=place)
         self._is_set_up: set[str] = set()
         self._labels: Labels | None = None
@@ -60,7 +60,7 @@ class TorchgeoData(LightningDataModule):
     @cached_property
     def spec(self) -> DatasetSpec:
         """Bands, classes and scale."""
-        if getattr(self.module, "kwargs", {}).get("download") and rank_zero_only.rank == 0:
+        if getattr(self.module, "kwargs", {}).get("download") and getattr(rank_zero_only, "rank", 0) == 0:
             self.module.prepare_data()
         self.setup(self.stage)
         dataset, sample = self._first_sample()
@@ -110,7 +110,7 @@ class TorchgeoData(LightningDataModule):
         """Let the data module transform a batch, without its Normalize."""
         if "mask" not in batch:
             raise DatasetError(
-                f"{self.name} gives images without masks here. Its labels may not be public; take another stage."
+                f"{self.called} gives images without masks here. Its labels may not be public; take another stage."
             )
         batch = self._with_trainer().on_after_batch_transfer(batch, dataloader_idx)
         return {"image": batch["image"], "mask": batch["mask"]}
@@ -141,16 +141,16 @@ class TorchgeoData(LightningDataModule):
             yield
         except (DatasetNotFoundError, FileNotFoundError) as error:
             raise DatasetError(
-                f"{self.name} finds no data: {one_line(error, 300)} Say where they lie, e.g. "
+                f"{self.called} finds no data: {one_line(error, 300)} Say where they lie, e.g. "
                 "--data.dict_kwargs.root FOLDER."
             ) from error
         except MisconfigurationException as error:
             raise DatasetError(
-                f"{self.name} has no labelled data for this ({one_line(error)}). Labels of test images are often not "
+                f"{self.called} has no labelled data for this ({one_line(error)}). Labels of test images are often not "
                 "public: use geonorm validate."
             ) from error
         except (AssertionError, TypeError) as error:
-            raise InvalidConfigError(f"{self.name} does not take these settings: {one_line(error, 300)}") from error
+            raise InvalidConfigError(f"{self.called} does not take these settings: {one_line(error, 300)}") from error
 
     def _first_sample(self) -> tuple[Any, Any]:
         """Return a data set of the stage and one sample of it."""
@@ -168,8 +168,8 @@ class TorchgeoData(LightningDataModule):
                 query = next(iter(sampler))
                 return dataset, dataset[query[0] if isinstance(query, list) else query]
         raise DatasetError(
-            f"{self.name} has no labelled data for {self.stage}. Check the folder; labels of test images are often not "
-            "public: use geonorm validate."
+            f"{self.called} has no labelled data for {self.stage}. Check the folder; labels of test images are often "
+            "not public: use geonorm validate."
         )
 
     def _bands_of(self, sample: Any) -> int:
@@ -177,13 +177,13 @@ class TorchgeoData(LightningDataModule):
         if not isinstance(image, Tensor) or "mask" not in sample:
             keys = ", ".join(map(str, sample)) if isinstance(sample, dict) else type(sample).__name__
             raise DatasetError(
-                f"{self.name} gives no image with a mask (its samples hold {keys}): it is not for segmentation of "
+                f"{self.called} gives no image with a mask (its samples hold {keys}): it is not for segmentation of "
                 "single images, and geonorm cannot train on it."
             )
         if image.dim() != 3:
             raise DatasetError(
-                f"{self.name} gives several images of a place at once, {tuple(image.shape)}, as for change detection. "
-                "geonorm segments single images (C, H, W)."
+                f"{self.called} gives several images of a place at once, {tuple(image.shape)}, as for change "
+                "detection. geonorm segments single images (C, H, W)."
             )
         return image.shape[0]
 
@@ -195,11 +195,11 @@ class TorchgeoData(LightningDataModule):
             if name not in lifted:
                 is_training = name == "train_aug"
                 augmentation = getattr(self.module, name)
-                lifted[name] = lift(augmentation, num_bands, place=f"{self.name}.{name}", training=is_training)
+                lifted[name] = lift(augmentation, num_bands, place=f"{self.called}.{name}", training=is_training)
         scales = {name: transforms.scale for name, transforms in lifted.items()}
         if len(set(scales.values())) > 1:
             raise InvalidConfigError(
-                f"{self.name} normalizes differently in {' and '.join(scales)}; a network has one scale. Give it the "
+                f"{self.called} normalizes differently in {' and '.join(scales)}; a network has one scale. Give it the "
                 "same mean and std in all of them."
             )
         for name, transforms in lifted.items():
@@ -209,7 +209,7 @@ class TorchgeoData(LightningDataModule):
     def _raw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return image ``(N, C, H, W)`` and labels ``(N, H, W)`` as the data module handed them to its transforms."""
         image = batch["image"].to(torch.float32)
-        return image, self.labels.of(_flat(batch["mask"], len(image), self.name))
+        return image, self.labels.of(_flat(batch["mask"], len(image), self.called))
 
     def _shown(self, image: Tensor, labels: Tensor, filled: Tensor, batch: Batch) -> Batch:
         """Return the batch: the mean where there are no values, no label where there is no image."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import kornia.augmentation as K  # noqa: N812 - as torchgeo and its users write it
+import kornia.augmentation as K
 import torch
 from kornia.augmentation.base import _AugmentationBase
 from kornia.constants import DataKey, Resample
@@ -93,7 +93,7 @@ def lift(augmentation: Any, num_bands: int, *, place: str, training: bool) -> Tr
         InvalidConfigError: Something in it changes intensities, and no scale of the model can stand for it.
     """
     scale: Scale | None = None
-    rest: list[nn.Module] = []
+    rest: list[_AugmentationBase] = []
     changes_values = False
     for step in _steps(augmentation, place):
         name = type(step).__name__

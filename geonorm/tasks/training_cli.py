@@ -107,8 +107,9 @@ class TrainingCLI(LightningCLI):
     def _spec_of(self, data: LightningDataModule) -> DatasetSpec:
         """Return the facts of a data module."""
         stage = self.config.subcommand
-        if isinstance(getattr(data, "spec", None), DatasetSpec):
-            return data.spec
+        spec = getattr(data, "spec", None)
+        if isinstance(spec, DatasetSpec):
+            return spec
         if isinstance(data, BaseDataModule):
             facts = DataFacts(**self.config[stage].data_facts.as_dict())
             self._torchgeo = TorchgeoData(data, stage=stage, facts=facts)

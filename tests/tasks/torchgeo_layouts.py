@@ -13,7 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 from pyproj import Transformer
-from torchgeo.datasets import ChesapeakeCVPR, Potsdam2D, Vaihingen2D
+from torchgeo.datasets import ChesapeakeCVPR, DeepGlobeLandCover, Potsdam2D, Vaihingen2D
 
 HEIGHT, WIDTH = 60, 90
 Array = NDArray[Any]
@@ -33,7 +33,8 @@ def write_tif(
     """Write a raster ``(C, H, W)``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = image.shape
-    place = place or Affine(1, 0, 400_000, 0, -1, 5_300_000)
+    # The first pixel has an even number, counted from the origin: pooling begins with it.
+    place = place or Affine(0.3, 0, 390_000, 0, -0.3, 5_280_000)
     shape = {"count": count, "height": height, "width": width, "dtype": image.dtype.name}
     with rasterio.open(path, "w", driver=driver, crs=crs, transform=place, **shape) as dataset:
         dataset.write(image)
@@ -43,7 +44,7 @@ def write_picture(path: Path, image: Array) -> None:
     """Write a picture ``(C, H, W)`` or ``(H, W)``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image.transpose(1, 2, 0) if image.ndim == 3 else image)
-    picture.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    picture.save(path)
 
 
 def in_colors(mask: Array, colors: Sequence[Sequence[int]]) -> Array:
@@ -111,13 +112,12 @@ def etci(root: Path) -> Path:
 
 
 def deepglobe(root: Path) -> Path:
-    from torchgeo.datasets import DeepGlobeLandCover
-
     for folder, count in (("training_data", 5), ("test_data", 2)):
         for number in range(count):
             image, mask = scene(100 * count + number, values=range(7))
+            colored = in_colors(mask, DeepGlobeLandCover.colormap)
             write_picture(root / "data" / folder / "images" / f"{number}_sat.jpg", image)
-            write_picture(root / "data" / folder / "masks" / f"{number}_mask.png", in_colors(mask, DeepGlobeLandCover.colormap))
+            write_picture(root / "data" / folder / "masks" / f"{number}_mask.png", colored)
     return root
 
 
@@ -128,7 +128,7 @@ def spacenet(root: Path) -> Path:
     for number in range(1, 11):
         image = np.random.default_rng(number).integers(1, 255, (3, 406, 439)).astype(np.uint8)
         write_tif(folder / f"3band/3band_AOI_1_RIO_img{number}.tif", image, crs="EPSG:4326", place=place)
-        corners = [place * corner for corner in ((100, 50), (300, 50), (300, 250), (100, 250), (100, 50))]
+        corners = [place @ corner for corner in ((100, 50), (300, 50), (300, 250), (100, 250), (100, 50))]
         shape = {"type": "Polygon", "coordinates": [corners]}
         feature = {"type": "Feature", "properties": {}, "geometry": shape}
         target = folder / f"geojson/Geo_AOI_1_RIO_img{number}.geojson"
@@ -155,7 +155,7 @@ def chesapeake(root: Path) -> Path:
         for layer, values in layers.items():
             write_tif(root / folder / f"m_{number}_{layer}.tif", values, crs="EPSG:26918", place=place)
         to_index = Transformer.from_crs("EPSG:26918", "EPSG:3857", always_xy=True)
-        corners = [to_index.transform(*(place * corner)) for corner in ((0, 0), (400, 0), (400, 400), (0, 400), (0, 0))]
+        corners = [to_index.transform(*(place @ corner)) for corner in ((0, 0), (400, 0), (400, 400), (0, 400), (0, 0))]
         features.append(
             {
                 "type": "Feature",
