@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from geonorm.errors import InvalidConfigError, one_line
+from geonorm.models.pretrained import is_torchgeo_name, take_named_weights
 from geonorm.models.replace import Replacement, replace_norms
 from geonorm.models.rescale import Rescale
 from geonorm.norms import NormFactory
@@ -28,12 +29,13 @@ class SmpNetwork(nn.Module):
         norm: Makes the norms; None keeps those of the network.
         arch: Architecture, e.g. ``"unet"``, ``"deeplabv3plus"``.
         encoder: Encoder, e.g. ``"resnet34"``, ``"tu-hrnet_w18"``.
-        weights: Pretrained weights of the encoder, e.g. ``"imagenet"``; None starts from scratch.
+        weights: Pretrained weights of the encoder: smp's, e.g. ``"imagenet"``, or torchgeo's, e.g.
+            ``"ResNet50_Weights.SENTINEL2_ALL_MOCO"``; None starts from scratch.
         align_corners: Let interpolation place corners on corners, as foreign weights may need. Then what a pixel
             sees depends on the size of the tile, and no halo is exact.
 
     Raises:
-        InvalidConfigError: Unknown architecture or encoder, or a norm that does not fit.
+        InvalidConfigError: Unknown architecture, encoder or weights, or a norm that does not fit.
     """
 
     replacements: tuple[Replacement, ...]
@@ -52,8 +54,13 @@ class SmpNetwork(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise InvalidConfigError(f"num_classes must be at least 2, got {num_classes}.")
-        network = _create(arch, encoder, weights, in_channels, num_classes)
-        self.rescale = _rescale(encoder, weights, in_channels)
+        theirs = is_torchgeo_name(weights)
+        network = _create(arch, encoder, None if theirs else weights, in_channels, num_classes)
+        if weights is not None and theirs:
+            mean, deviation = take_named_weights(network, weights, encoder=encoder, in_channels=in_channels)
+            self.rescale = Rescale(in_channels, mean=mean, deviation=deviation)
+        else:
+            self.rescale = _rescale(encoder, weights, in_channels)
         self.align_corners = align_corners
         if not align_corners:
             _unalign(network)

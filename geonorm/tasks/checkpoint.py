@@ -26,6 +26,8 @@ KEY = "geonorm"
 PREFIX = "network."
 """What the names of the network's weights begin with in a checkpoint."""
 FORMAT = 1
+KEPT_NORM: dict[str, Any] = {"class_path": "kept", "init_args": {}}
+"""In place of a norm: the network has the norms that its library gave it."""
 TRUSTED_PACKAGES = ("geonorm", "torch.nn", "segmentation_models_pytorch", "torchgeo", "timm")
 PUBLIC_MODULES = (geonorm.norms, geonorm.models)
 """Where a class is looked for under its short path before the path it is defined at."""
@@ -99,7 +101,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
         )
     try:
         spec = DatasetSpec.from_plain(facts["spec"])
-        norm = factory_of(facts["norm"], trust=trust)
+        norm = None if facts["norm"] == KEPT_NORM else factory_of(facts["norm"], trust=trust)
         make = factory_of(_without_pretrained(facts["network"]), trust=trust)
         network = make(len(spec.bands), len(spec.class_names), norm=norm)
         localized_px = localized_px_of(facts)

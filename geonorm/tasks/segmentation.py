@@ -22,9 +22,10 @@ from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
 from geonorm.norms import NormFactory, synchronize_norms
+from geonorm.norms.factory import class_behind
 from geonorm.raster.window import Window
 from geonorm.tasks.averaging import check_averaging, keep_constants, scale_of, set_scale_back
-from geonorm.tasks.checkpoint import KEY, PREFIX, describe, describe_factory, localized_px_of
+from geonorm.tasks.checkpoint import KEPT_NORM, KEY, PREFIX, describe, describe_factory, localized_px_of
 from geonorm.tasks.losses import CrossEntropy, check_loss
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
@@ -38,7 +39,7 @@ from geonorm.tiling.plan import Network, Plan
 class NetworkFactory(Protocol):
     """Anything that makes a network: `geonorm.models.UNet`, a ``functools.partial`` of it, another class."""
 
-    def __call__(self, in_channels: int, num_classes: int, *, norm: NormFactory) -> nn.Module:
+    def __call__(self, in_channels: int, num_classes: int, *, norm: Any) -> nn.Module:
         """Make a network from raw band values to logits."""
         ...
 
@@ -47,7 +48,8 @@ class SegmentationTask(LightningModule):
     """Trains a network on patches and scores it on whole tiles.
 
     Args:
-        norm: Makes the norms, e.g. ``geonorm.norms.LocalContextNorm`` with its ``window_px``.
+        norm: Makes the norms, e.g. ``geonorm.norms.LocalContextNorm`` with its ``window_px``; None keeps those that a
+            network of smp has.
         spec: Facts of the data: bands, classes, scale. On the command line the data module gives it.
         network: Makes the network, called with bands, classes and ``norm``.
         learning_rate: Of the optimizer; where a schedule changes it, the largest.
@@ -75,7 +77,7 @@ class SegmentationTask(LightningModule):
 
     def __init__(
         self,
-        norm: NormFactory,
+        norm: NormFactory | None,
         spec: DatasetSpec,
         network: NetworkFactory = UNet,
         *,
@@ -115,7 +117,15 @@ class SegmentationTask(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.eval_core_px = eval_core_px
-        made_by = describe_factory(network, role="network"), describe_factory(norm, role="norm")
+        if norm is None and class_behind(network)[0] is UNet:
+            raise InvalidConfigError(
+                "norm: null keeps the norms that a network has, and UNet has none of its own. Name a norm, "
+                "geonorm.norms.NoNorm for none, or take geonorm.models.SmpNetwork."
+            )
+        made_by = (
+            describe_factory(network, role="network"),
+            KEPT_NORM if norm is None else describe_factory(norm, role="norm"),
+        )
         self.network = network(len(spec.bands), len(spec.class_names), norm=norm)
         # From the weakest to the strongest: each overwrites the one before.
         set_scale(self.network, spec)

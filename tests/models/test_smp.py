@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from typing import Any, cast
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchgeo.models import ResNet18_Weights, ResNet50_Weights, Unet_Weights, get_weight
+from torchvision.models import WeightsEnum
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.models import SmpNetwork, build_smp, tile_geometry
+from geonorm.models import Rescale, SmpNetwork, build_smp, tile_geometry
+from geonorm.models.pretrained import scale_behind
 from geonorm.models.replace import is_norm, replace_norms
 from geonorm.norms import (
     BatchNorm,
@@ -257,3 +263,140 @@ def test_a_norm_that_does_not_fit_an_encoder_names_the_place_and_what_would_do()
 
     assert "Possible: 1, 2, 4" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Weights by the names of torchgeo
+
+
+class Fetched:
+    """Stands for the fetching of weights: those that a library's own network has, with random numbers."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, weights: WeightsEnum, made: nn.Module) -> None:
+        self.made = made
+        for one in made.modules():
+            if isinstance(one, nn.BatchNorm2d):
+                for values in (one.weight, one.bias, one.running_mean, one.running_var):
+                    assert values is not None
+                    nn.init.uniform_(values, 0.5, 1.5)
+        patch.setattr(type(weights), "get_state_dict", lambda self, progress: made.state_dict())
+
+
+OLI = ResNet18_Weights.LANDSAT_OLI_SR_MOCO
+"""Weights of 7 bands, input divided by 255."""
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_an_encoder_with_weights_of_torchgeo_gives_the_features_of_torchgeos(
+    encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Fetched(monkeypatch, OLI, timm.create_model("resnet18", in_chans=7)).made.eval()
+    image = torch.rand(1, 7, 64, 64) * 255
+
+    ours: Any = build_smp("unet", encoder, in_channels=7, num_classes=2, norm=None, weights=str(OLI)).eval()
+
+    expected = cast(Any, theirs).forward_features(image / 255)
+    torch.testing.assert_close(ours.network.encoder(ours.rescale(image))[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_norms_keep_what_the_weights_say_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Fetched(monkeypatch, OLI, timm.create_model("resnet18", in_chans=7)).made.state_dict()
+
+    ours: Any = build_smp("unet", "resnet18", in_channels=7, num_classes=2, norm=GroupNorm, weights=str(OLI))
+
+    encoder = ours.network.encoder.state_dict()
+    assert isinstance(ours.network.encoder.bn1, GroupNorm)
+    for name in ("conv1.weight", "bn1.weight", "bn1.bias", "layer4.1.bn2.weight", "layer4.1.conv2.weight"):
+        assert torch.equal(encoder[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("weights", [*ResNet50_Weights, Unet_Weights.SENTINEL2_2CLASS_FTW], ids=str)
+def test_the_scale_of_weights_is_their_own_transform(weights: WeightsEnum) -> None:
+    bands = weights.meta["in_chans"]
+    image = torch.rand(1, bands, 4, 4) * 1000
+    normalize = [step for step in cast(nn.Module, weights.transforms).modules() if hasattr(step, "mean")]
+
+    means, deviations = scale_behind(weights.transforms, bands, str(weights))
+
+    expected = image.clone()
+    for step in normalize:
+        expected = step(expected)
+    scaled = Rescale(bands, mean=means, deviation=deviations)(image)
+    torch.testing.assert_close(scaled, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_three_bands_are_spread_over_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    seco = ResNet18_Weights.SENTINEL2_RGB_MOCO
+    theirs = Fetched(monkeypatch, seco, timm.create_model("resnet18", in_chans=3)).made.state_dict()["conv1.weight"]
+
+    ours: Any = build_smp("unet", "resnet18", in_channels=5, num_classes=2, norm=None, weights=str(seco))
+
+    kernel = ours.network.encoder.conv1.weight
+    torch.testing.assert_close(kernel[:, 3], theirs[:, 0] * 3 / 5)
+    torch.testing.assert_close(kernel[:, 2], theirs[:, 2] * 3 / 5)
+    assert ours.rescale.deviation.tolist() == [10_000] * 5
+
+
+def test_weights_of_a_whole_unet_fill_all_but_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Unet_Weights.OAM_RGB_RESNET34_TCD
+    made = smp.create_model("unet", encoder_name="resnet34", encoder_weights=None, in_channels=3, classes=3)
+    theirs = Fetched(monkeypatch, weights, made).made.state_dict()
+
+    ours: Any = build_smp("unet", "resnet34", in_channels=3, num_classes=2, norm=None, weights=str(weights))
+
+    same = {name for name, tensor in ours.network.state_dict().items() if torch.equal(tensor, theirs[name])}
+    assert {name for name in theirs if name not in same} == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
+
+
+WRONG = {
+    "no such name": (
+        ("unet", "resnet18", "ResNet18_Weights.SENTINEL2_MOCO", 13),
+        r"no weights named .*Close: ResNet18",
+    ),
+    "other bands": (("unet", "resnet18", str(OLI), 4), r"knows 7 bands \(SR_B1, .*the data have 4.*SENTINEL2_RGB_MOCO"),
+    "another encoder": (
+        ("unet", "resnet50", str(OLI), 7),
+        r"does not fit the encoder 'resnet50': .*Take encoder resnet18",
+    ),
+    "another family": (
+        ("unet", "resnet18", "Swin_V2_B_Weights.NAIP_RGB_SI_SATLAS", 3),
+        r"does not fit any encoder of smp\. ResNet18, ResNet50, .*do",
+    ),
+}
+
+
+@pytest.mark.parametrize(("asked", "message"), WRONG.values(), ids=WRONG)
+def test_named_weights_that_do_not_fit_are_one_line_that_says_what_would(
+    asked: tuple[str, str, str, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Fetched(monkeypatch, OLI, timm.create_model("resnet18", in_chans=7))
+    arch, encoder, weights, bands = asked
+
+    with pytest.raises(InvalidConfigError, match=message) as caught:
+        build_smp(arch, encoder, in_channels=bands, num_classes=2, norm=None, weights=weights)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_named_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(self: object, progress: bool) -> None:
+        raise URLError("Name or service\nnot known")
+
+    monkeypatch.setattr(ResNet18_Weights, "get_state_dict", no_network)
+
+    with pytest.raises(
+        InvalidConfigError, match=r"LANDSAT_OLI_SR_MOCO could not be fetched: .*Check the network"
+    ) as caught:
+        build_smp("unet", "resnet18", in_channels=7, num_classes=2, norm=None, weights=str(OLI))
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_vision_transformers_take_their_weights_in_dpt(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = get_weight("ViTSmall16_Weights.SENTINEL2_ALL_MOCO")
+    theirs = Fetched(monkeypatch, weights, timm.create_model("vit_small_patch16_224", in_chans=13)).made.state_dict()
+
+    ours: Any = build_smp("dpt", "tu-vit_small_patch16_224", in_channels=13, num_classes=2, norm=None, weights=str(weights))
+
+    name = "blocks.11.attn.qkv.weight"
+    assert torch.equal(ours.network.encoder.state_dict()[f"model.{name}"], theirs[name])

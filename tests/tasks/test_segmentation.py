@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -330,6 +330,22 @@ def test_the_networks_of_smp_keep_the_scaling_of_their_weights(monkeypatch: pyte
     means, deviations = scale_of(task)
     assert means == pytest.approx([255 * value for value in (0.485, 0.456, 0.406)], rel=1e-5)
     assert deviations == pytest.approx([255 * value for value in (0.229, 0.224, 0.225)], rel=1e-5)
+
+
+def test_norms_that_are_kept_come_back_with_the_checkpoint(tmp_path: Path) -> None:
+    task = SegmentationTask(None, SPEC, partial(SmpNetwork, encoder="resnet18"))
+    image = torch.rand(1, 3, 64, 64)
+
+    model = load_model(saved(task, tmp_path / "kept.ckpt"))
+
+    assert not cast(Any, task.network).replacements
+    assert type(cast(Any, model.network).network.encoder.bn1) is nn.BatchNorm2d
+    torch.testing.assert_close(model.network(image), task.network.eval()(image))
+
+
+def test_a_network_without_norms_of_its_own_cannot_keep_them() -> None:
+    with pytest.raises(InvalidConfigError, match=r"UNet has none of its own\. Name a norm"):
+        SegmentationTask(None, SPEC, partial(UNet, depth=1))
 
 
 def test_the_scaling_of_the_weights_to_start_from_comes_before_all_but_the_users(tmp_path: Path) -> None:
