@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import NonGeoDataModule
 
+from geonorm.data.augment import Augmentations
 from geonorm.data.pairs import Pair, open_pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
 from geonorm.data.spec import DatasetSpec
@@ -60,6 +61,7 @@ class PatchDataModule(NonGeoDataModule):
         self.patch_px = patch_px
         self.patches_per_epoch = patches_per_epoch
         self.seed = seed
+        self.augment: Augmentations | None = None
         self._numbers = PatchNumbers(patches_per_epoch, batch_size=batch_size)
 
     @property
@@ -134,19 +136,32 @@ class PatchDataModule(NonGeoDataModule):
         return self._whole("test" if self.pairs.get("test") else "val")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Turn the patches, and put the training mean where they have no data."""
+        """Turn the patches, put the training mean where they have no data, and change them as `augment` says."""
         if "turn" not in batch:
             return batch
-        means = torch.tensor(self.spec.band_means, device=batch["image"].device)[:, None, None]
+        spec = self.spec
+        means = torch.tensor(spec.band_means, device=batch["image"].device)[:, None, None]
         valid = batch["valid"][:, None]
         valid = valid & batch.get("value_valid", valid)
         image = torch.where(valid, batch["image"].to(torch.float32), means)
-        labels = batch["mask"]
         turns = batch["turn"].tolist()
-        return {
-            "image": torch.stack([turned(one, turn) for one, turn in zip(image, turns, strict=True)]),
-            "mask": torch.stack([turned(one, turn) for one, turn in zip(labels, turns, strict=True)]),
-        }
+        image, labels, valid = (
+            torch.stack([turned(one, turn) for one, turn in zip(part, turns, strict=True)])
+            for part in (image, batch["mask"], valid.expand_as(image))
+        )
+        if self.augment is not None:
+            assert spec.band_means is not None
+            assert spec.band_deviations is not None
+            image, labels = self.augment(
+                image,
+                labels,
+                valid,
+                numbers=batch["number"].tolist(),
+                means=spec.band_means,
+                deviations=spec.band_deviations,
+                eight_bit=batch["image"].dtype == torch.uint8,
+            )
+        return {"image": image, "mask": labels}
 
     def _measure(self, windows: int = 64, side_px: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation of each band over some windows of the training images."""

@@ -29,8 +29,8 @@ class RandomPatches(Dataset[Sample]):
 
     An image is drawn with a chance in proportion to its pixels. One smaller than a patch is extended by reflection.
     A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (bool ``(h, w)``), ``value_valid`` (bool
-    ``(C, h, w)``), ``mask`` (labels ``(h, w)``, uint8, `IGNORE_LABEL` where there is no data) and ``turn`` (0 to 7, see
-    `turned`).
+    ``(C, h, w)``), ``mask`` (labels ``(h, w)``, uint8, `IGNORE_LABEL` where there is no data), ``turn`` (0 to 7, see
+    `turned`) and ``number``.
 
     Args:
         pairs: Images and labels.
@@ -57,7 +57,8 @@ class RandomPatches(Dataset[Sample]):
         turn = int(draw.integers(8))
         window = Window(row, col, min(self.patch_px, height), min(self.patch_px, width))
         pair = self._files.of(self.pairs[which])
-        return {**read_sample(pair, window, self.patch_px), "turn": torch.tensor(turn)}
+        sample = read_sample(pair, window, self.patch_px)
+        return {**sample, "turn": torch.tensor(turn), "number": torch.tensor(number)}
 
 
 class _OpenFiles:

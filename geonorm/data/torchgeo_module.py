@@ -16,6 +16,7 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.datamodules.utils import MisconfigurationException
 from torchgeo.datasets import DatasetNotFoundError
 
+from geonorm.data.augment import Augmentations
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.data.torchgeo_facts import DataFacts, Labels, facts_of, spec_of
 from geonorm.data.torchgeo_transforms import Scale, Transforms, lift, with_room_to_crop
@@ -49,6 +50,7 @@ class TorchgeoData(LightningDataModule):
         self.module = module
         self.stage = stage
         self.called = type(module).__name__
+        self.augment: Augmentations | None = None
         self._given = facts or DataFacts()
         kwargs = getattr(module, "kwargs", {})
         if kwargs.get("transforms") is not None:
@@ -113,7 +115,10 @@ class TorchgeoData(LightningDataModule):
                 f"{self.called} gives images without masks here. Its labels may not be public; take another stage."
             )
         batch = self._with_trainer().on_after_batch_transfer(batch, dataloader_idx)
-        return {"image": batch["image"], "mask": batch["mask"]}
+        image, labels = batch["image"], batch["mask"]
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            image, labels = self._augmented(self.augment, image, labels)
+        return {"image": image, "mask": labels}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the data module keeps in checkpoints."""
@@ -126,6 +131,20 @@ class TorchgeoData(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Let the data module clean up."""
         self.module.teardown(stage)
+
+    def _augmented(self, augment: Augmentations, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        trainer, bands = self.trainer, len(self.spec.bands)
+        assert trainer is not None
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        first = (batches * trainer.world_size + trainer.global_rank) * len(image)
+        return augment(
+            image,
+            labels,
+            torch.ones_like(image, dtype=torch.bool),
+            numbers=range(first, first + len(image)),
+            means=self.spec.band_means or [0.0] * bands,
+            deviations=self.spec.band_deviations or [1.0] * bands,
+        )
 
     def _with_trainer(self) -> BaseDataModule:
         self.module.trainer = self.trainer

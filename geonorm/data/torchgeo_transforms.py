@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import kornia.augmentation as K
 import torch
 from kornia.augmentation.base import _AugmentationBase
-from kornia.constants import DataKey, Resample
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from geonorm.data.augment import is_geometric, together
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, one_line
 
 Batch = dict[str, Any]
-MASK_ARGUMENTS = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": None}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ class Scale:
 class Transforms:
     """What is left of a data module's augmentation without its Normalize."""
 
-    steps: K.AugmentationSequential | None
-    """The rest, in order; None where nothing is left."""
+    steps: tuple[K.AugmentationSequential, ...]
+    """The rest, in order."""
     scale: Scale | None
     """What the Normalize said."""
     changes_values: bool
@@ -62,14 +60,22 @@ class Transforms:
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return transformed raw values and labels, and where transforms have filled in: ``(N, H, W)``, bool."""
-        if self.steps is None:
+        if not self.steps:
             return image, labels, torch.zeros_like(labels, dtype=torch.bool)
         means, deviations = self._units(image)
         # What a transform fills in is 0: the mean of the image, and no label where those count from 1.
-        seen = self.steps({"image": (image - means) / deviations, "mask": labels[:, None].to(image.dtype) + 1})
-        marked = seen["mask"][:, 0].round().long()
-        labels = (marked - 1).clamp(min=0).to(torch.uint8)
-        return seen["image"] * deviations + means, labels, marked == 0
+        seen, marks = (image - means) / deviations, labels[:, None].to(image.dtype) + 1
+        for step in self.steps:
+            try:
+                seen, marks = step(seen, marks)
+            except (AssertionError, ValueError, RuntimeError) as error:
+                raise InvalidConfigError(
+                    f"{type(step[0]).__name__} of the data module fails on images of shape {tuple(image.shape)}: "
+                    f"{one_line(error, 160)} Its patch_size must fit into the images."
+                ) from error
+        marks = marks[:, 0].round().long()
+        labels = (marks - 1).clamp(min=0).to(torch.uint8)
+        return seen * deviations + means, labels, marks == 0
 
     def _units(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.scale is None:
@@ -93,29 +99,25 @@ def lift(augmentation: Any, num_bands: int, *, place: str, training: bool) -> Tr
         InvalidConfigError: Something in it changes intensities, and no scale of the model can stand for it.
     """
     scale: Scale | None = None
-    rest: list[_AugmentationBase] = []
+    rest: list[nn.Module] = []
     changes_values = False
     for step in _steps(augmentation, place):
         name = type(step).__name__
         if isinstance(step, K.Normalize) and scale is None and not changes_values:
             scale = _scale_of(step, num_bands, place)
-        elif isinstance(step, K.GeometricAugmentationBase2D):
-            rest.append(copy.deepcopy(step))  # a container tells its parts how to behave
+        elif is_geometric(step):
+            rest.append(step)
         elif training and isinstance(step, K.IntensityAugmentationBase2D) and not isinstance(step, FIXED):
             changes_values = True
-            rest.append(copy.deepcopy(step))
+            rest.append(step)
         else:
             raise InvalidConfigError(
                 f"{place} has {name}, which changes the values in front of the model; only its Rescale may, so that "
                 f"maps of raw files see what training saw. Take {name} out of {place}: a scale is set by "
                 "--model.band_means and --model.band_deviations, random changes of training by --augment."
             )
-    steps = None
-    if rest:
-        again = augmentation.same_on_batch if isinstance(augmentation, K.AugmentationSequential) else None
-        steps = K.AugmentationSequential(
-            *rest, data_keys=None, keepdim=False, same_on_batch=again, extra_args=MASK_ARGUMENTS
-        )
+    again = augmentation.same_on_batch if isinstance(augmentation, K.AugmentationSequential) else None
+    steps = tuple(together(step, same_on_batch=again) for step in rest)
     return Transforms(steps=steps, scale=scale, changes_values=changes_values)
 
 

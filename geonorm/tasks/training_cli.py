@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torchgeo.datamodules import BaseDataModule
 
 import geonorm.data.inria  # noqa: F401 - so that the parser knows InriaDataModule by its bare name
+from geonorm.data.augment import Augmentations
 from geonorm.data.spec import DatasetSpec
 from geonorm.data.torchgeo_facts import DataFacts
 from geonorm.data.torchgeo_module import TorchgeoData
@@ -79,6 +80,7 @@ class TrainingCLI(LightningCLI):
             "--compare", type=_as_it_is, default=None, help="what geonorm compare varies; else of no effect"
         )
         parser.add_class_arguments(DataFacts, "data_facts")
+        parser.add_class_arguments(Augmentations, "augment")
         parser.link_arguments("data", "model.spec", compute_fn=self._spec_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -103,6 +105,19 @@ class TrainingCLI(LightningCLI):
         super().instantiate_classes()
         if self._torchgeo is not None:
             self.datamodule = self._torchgeo
+        augment: Augmentations = self._get(self.config_init, "augment")
+        if augment.transforms:
+            self._add(augment)
+
+    def _add(self, augment: Augmentations) -> None:
+        """Let the data module change training samples."""
+        if not hasattr(self.datamodule, "augment"):
+            raise InvalidConfigError(
+                f"{type(self.datamodule).__name__} takes no augmentations. Leave --augment out, or use a data module "
+                "of geonorm.data or torchgeo.datamodules."
+            )
+        augment.check(len(self.model.spec.bands))
+        self.datamodule.augment = augment
 
     def _spec_of(self, data: LightningDataModule) -> DatasetSpec:
         """Return the facts of a data module."""

@@ -396,7 +396,9 @@ def test_vision_transformers_take_their_weights_in_dpt(monkeypatch: pytest.Monke
     weights = get_weight("ViTSmall16_Weights.SENTINEL2_ALL_MOCO")
     theirs = Fetched(monkeypatch, weights, timm.create_model("vit_small_patch16_224", in_chans=13)).made.state_dict()
 
-    ours: Any = build_smp("dpt", "tu-vit_small_patch16_224", in_channels=13, num_classes=2, norm=None, weights=str(weights))
+    ours: Any = build_smp(
+        "dpt", "tu-vit_small_patch16_224", in_channels=13, num_classes=2, norm=None, weights=str(weights)
+    )
 
     name = "blocks.11.attn.qkv.weight"
     assert torch.equal(ours.network.encoder.state_dict()[f"model.{name}"], theirs[name])
