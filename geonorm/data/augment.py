@@ -137,7 +137,9 @@ def moved(
         InvalidConfigError: The transform does not take the image, or mixes labels.
     """
     # What a transform fills in is 0: the mean of the image, and no label where those count from 1.
-    masks = torch.cat([labels[None].to(image.dtype) + 1, valid.to(image.dtype)])
+    masks = labels[None].to(image.dtype) + 1
+    if not bool(valid.all()):
+        masks = torch.cat([masks, valid.to(image.dtype)])
     with _told_in_one_line(transform[0], image):
         seen, marks = transform((image - mean)[None], masks[None])
     seen, marks = seen[0], marks[0]
@@ -147,7 +149,7 @@ def moved(
         )
     filled = marks[0] == 0
     labels = (marks[0] - 1).masked_fill(filled, IGNORE_LABEL).to(torch.uint8)
-    valid = (marks[1:] > 0) & ~filled
+    valid = (marks[1:] > 0 if len(marks) > 1 else torch.ones_like(seen, dtype=torch.bool)) & ~filled
     return torch.where(valid, seen + mean, mean), labels, valid
 
 

@@ -355,6 +355,27 @@ def test_the_command_line_takes_facts_and_says_where_data_are_missing(
     assert "which is no class ([1, 4])" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_the_configuration_of_torchgeo_trains(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    configs = Path(__file__).parents[2] / "configs"
+    files = [f"--config={configs / name}" for name in ("data/torchgeo.yaml", "norm/lcn.yaml", "run/cpu.yaml")]
+    tiny = [
+        f"--data.dict_kwargs.root={folders('LoveDADataModule')}",
+        "--data.init_args.batch_size=2",
+        "--model.network.depth=1",
+        "--model.network.width=4",
+        "--trainer.max_epochs=1",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+
+    assert run(["fit", *files, *tiny]) == 0
+
+    assert 0 <= scored(newest(tmp_path)) <= 1
+
+
 # Sizes
 
 
