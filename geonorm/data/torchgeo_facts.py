@@ -39,6 +39,8 @@ class DataFacts:
     """Numbers of the classes whose mean IoU is the score; all where not given."""
     resolution_m: float | None = None
     """Ground size of a pixel in metres."""
+    mask_key: str | None = None
+    """What its samples call the mask; ``"mask"`` where not given."""
 
     def over(self, other: DataFacts) -> DataFacts:
         """Return these facts, and those of ``other`` where these say nothing."""
@@ -135,7 +137,13 @@ def facts_of(module: BaseDataModule, dataset: Dataset[Any], *, num_bands: int, g
         class_colors=[list(color) for color in colors],
         scored_classes=list(scored),
         resolution_m=facts.resolution_m,
+        mask_key=facts.mask_key or "mask",
     )
+
+
+def mask_key_of(module: BaseDataModule, given: DataFacts) -> str:
+    """Return what the samples of a data module call the mask."""
+    return given.over(_published(module)).mask_key or "mask"
 
 
 def spec_of(facts: DataFacts) -> DatasetSpec:
@@ -191,6 +199,7 @@ BUILDINGS = DataFacts(
 )
 LOVEDA = ["background", "building", "road", "water", "barren", "forest", "agriculture"]
 DEEPGLOBE = ["urban land", "agriculture land", "rangeland", "forest land", "water", "barren land"]
+DFC2020 = ["forest", "shrubland", "savanna", "grassland", "wetlands", "croplands", "urban", "snow", "barren", "water"]
 PUBLISHED: dict[str, DataFacts] = {
     "InriaAerialImageLabelingDataModule": DataFacts(bands=list(RGB), resolution_m=0.3).over(BUILDINGS),
     "Potsdam2DDataModule": DataFacts(bands=list(RGBN), resolution_m=0.05),
@@ -218,6 +227,22 @@ PUBLISHED: dict[str, DataFacts] = {
         ignored_values=[6],
         class_colors=[[0, 255, 255], [255, 255, 0], [255, 0, 255], [0, 255, 0], [0, 0, 255], [255, 255, 255]],
         resolution_m=0.5,
+    ),
+    # Gourmelon et al., ESSD 2022: zones beside the fronts; 0 is not available.
+    "CaFFeDataModule": DataFacts(
+        bands=["backscatter"],
+        class_names=["rock", "glacier", "ocean or ice melange"],
+        label_values=[1, 2, 3],
+        ignored_values=[0],
+        class_colors=[[120, 80, 50], [211, 211, 211], [0, 0, 255]],
+        mask_key="mask_zones",
+    ),
+    "MMFloodDataModule": DataFacts(
+        class_names=["not flooded", "flooded"], class_colors=[[60, 60, 60], [0, 120, 255]], scored_classes=[1]
+    ),
+    # The module maps to the simplified classes of Yokoya et al., DFC 2020; 0 is none of them.
+    "SEN12MSDataModule": DataFacts(
+        class_names=DFC2020, label_values=list(range(1, 11)), ignored_values=[0], resolution_m=10.0
     ),
     "L7IrishDataModule": CLOUDS,
     "L8BiomeDataModule": CLOUDS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from geonorm.data.augment import Augmentations
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
-from geonorm.data.torchgeo_facts import DataFacts, Labels, facts_of, spec_of
+from geonorm.data.torchgeo_facts import DataFacts, Labels, facts_of, mask_key_of, spec_of
 from geonorm.data.torchgeo_transforms import Scale, Transforms, lift, with_room_to_crop
 from geonorm.errors import DatasetError, InvalidConfigError, one_line
 
@@ -56,6 +57,7 @@ class TorchgeoData(LightningDataModule):
         if kwargs.get("transforms") is not None:
             place = f"transforms of {self.called}"
             kwargs["transforms"] = with_room_to_crop(kwargs["transforms"], place=place)
+        self._mask_key = mask_key_of(module, self._given)
         self._is_set_up: set[str] = set()
         self._labels: Labels | None = None
 
@@ -70,6 +72,8 @@ class TorchgeoData(LightningDataModule):
         facts = facts_of(self.module, dataset, num_bands=num_bands, given=self._given)
         self._labels = Labels(values=tuple(facts.label_values or ()), ignored=tuple(facts.ignored_values or ()))
         scale = self._lift(num_bands)
+        if scale is None and self.stage == "fit":
+            scale = self._measured()
         spec = spec_of(facts)
         return spec if scale is None else spec.with_statistics(scale.means, scale.deviations)
 
@@ -110,7 +114,7 @@ class TorchgeoData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Let the data module transform a batch, without its Normalize."""
-        if "mask" not in batch:
+        if self._mask_key not in batch:
             raise DatasetError(
                 f"{self.called} gives images without masks here. Its labels may not be public; take another stage."
             )
@@ -173,27 +177,50 @@ class TorchgeoData(LightningDataModule):
 
     def _first_sample(self) -> tuple[Any, Any]:
         """Return a data set of the stage and one sample of it."""
-        module: Any = self.module
         for split in SPLITS[self.stage]:
-            dataset = getattr(module, f"{split}_dataset", None) or module.dataset
-            places = [f"{split}_batch_sampler", f"{split}_sampler", "batch_sampler", "sampler"]
-            sampler = next((found for place in places if (found := getattr(module, place, None)) is not None), None)
-            if dataset is None or len(dataset) == 0:
-                continue
-            # What is looked at here must not change what is drawn in training.
-            with torch.random.fork_rng(devices=[]), self._told_in_one_line():
-                if sampler is None:
-                    return dataset, dataset[0]
-                query = next(iter(sampler))
-                return dataset, dataset[query[0] if isinstance(query, list) else query]
+            dataset = getattr(self.module, f"{split}_dataset", None) or self.module.dataset
+            for sample in self._samples(split, 1):
+                return dataset, sample
         raise DatasetError(
             f"{self.called} has no labelled data for {self.stage}. Check the folder; labels of test images are often "
             "not public: use geonorm validate."
         )
 
+    def _samples(self, split: str, most: int) -> list[Any]:
+        """Return some samples as the data set gives them, in its order or as its sampler chooses."""
+        module: Any = self.module
+        dataset = getattr(module, f"{split}_dataset", None) or module.dataset
+        if dataset is None or len(dataset) == 0:
+            return []
+        places = [f"{split}_batch_sampler", f"{split}_sampler", "batch_sampler", "sampler"]
+        sampler = next((found for place in places if (found := getattr(module, place, None)) is not None), None)
+        # What is looked at here must not change what is drawn in training.
+        with torch.random.fork_rng(devices=[]), self._told_in_one_line():
+            if sampler is None:
+                chosen: Any = range(0, len(dataset), -(-len(dataset) // most))
+            else:
+                chosen = (one for query in sampler for one in (query if isinstance(query, list) else [query]))
+            return [dataset[one] for one in islice(chosen, most)]
+
+    def _measured(self, most: int = 32) -> Scale:
+        """Return mean and deviation of each band over some training samples."""
+        count, total, squares = 0.0, torch.zeros(()), torch.zeros(())
+        for sample in self._samples("train", most):
+            values = sample["image"].double().flatten(1)
+            known = values[:, torch.isfinite(values).all(0)]
+            count += known.shape[1]
+            total, squares = total + known.sum(1), squares + (known**2).sum(1)
+        if not count:
+            raise DatasetError(
+                f"{self.called} has no training images to measure the scale on; their pixels are not finite."
+            )
+        means = total / count
+        deviations = (squares / count - means**2).clamp(min=1e-12).sqrt()
+        return Scale(means=tuple(means.tolist()), deviations=tuple(deviations.tolist()))
+
     def _bands_of(self, sample: Any) -> int:
         image = sample.get("image") if isinstance(sample, dict) else None
-        if not isinstance(image, Tensor) or "mask" not in sample:
+        if not isinstance(image, Tensor) or self._mask_key not in sample:
             keys = ", ".join(map(str, sample)) if isinstance(sample, dict) else type(sample).__name__
             raise DatasetError(
                 f"{self.called} gives no image with a mask (its samples hold {keys}): it is not for segmentation of "
@@ -228,7 +255,7 @@ class TorchgeoData(LightningDataModule):
     def _raw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return image ``(N, C, H, W)`` and labels ``(N, H, W)`` as the data module handed them to its transforms."""
         image = batch["image"].to(torch.float32)
-        return image, self.labels.of(_flat(batch["mask"], len(image), self.called))
+        return image, self.labels.of(_flat(batch[self._mask_key], len(image), self.called))
 
     def _shown(self, image: Tensor, labels: Tensor, filled: Tensor, batch: Batch) -> Batch:
         """Return the batch: the mean where there are no values, no label where there is no image."""

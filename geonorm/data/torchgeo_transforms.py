@@ -180,7 +180,7 @@ def _scale_of(step: nn.Module, num_bands: int, place: str) -> Scale:
                 "bands that its statistics are of."
             )
         said.append(tuple(values * num_bands if len(values) == 1 else values))
-    means, deviations = said
-    if not all(value > 0 for value in deviations):
-        raise InvalidConfigError(f"{place} divides by {deviations}; deviations must be greater than 0.")
+    means, deviations = said[0], tuple(map(abs, said[1]))  # a sign is no scale: a network learns with either
+    if not all(deviations):
+        raise InvalidConfigError(f"{place} divides by {deviations}; deviations must not be 0.")
     return Scale(means=means, deviations=deviations)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geonorm.errors import InvalidConfigError
 from geonorm.norms import average_batches
+from geonorm.tasks.sizes import fitted
 
 
 class BatchAverage(Callback):
@@ -45,11 +46,13 @@ class BatchAverage(Callback):
 def _batches(trainer: Trainer) -> Iterator[Tensor]:
     """Yield the images of training batches as the network gets them, and leave the data module where it was."""
     data: Any = getattr(trainer, "datamodule", None)
+    task: Any = trainer.lightning_module
     loader: Any = trainer.train_dataloader if data is None else data.train_dataloader()
     place = {} if data is None else dict(data.state_dict())
     try:
         for batch in loader:
-            yield trainer.strategy.batch_to_device(batch)["image"]
+            batch = trainer.strategy.batch_to_device(batch)
+            yield fitted(batch["image"], batch["mask"], task.geometry)[0]
     finally:
         if place:
             data.load_state_dict(place)

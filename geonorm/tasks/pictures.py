@@ -23,6 +23,7 @@ from geonorm.errors import InvalidConfigError
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
 from geonorm.raster.window import Window
+from geonorm.tasks.sizes import fitted
 
 GAP_PX = 4
 WRONG, RIGHT, IGNORED = (214, 20, 20), (24, 24, 24), (128, 128, 128)
@@ -128,6 +129,7 @@ def spread(count: int, total: int) -> list[int]:
 def drawn(image: Tensor, labels: Tensor, task: Any) -> Rgb:
     """Return one row of the picture for an image ``(1, C, h, w)`` and labels ``(1, h, w)``."""
     spec: DatasetSpec = task.spec
+    image, labels = fitted(image, labels, task.geometry)
     logits = task(image.to(task.device))
     shown, truth = (centre(part, like=logits)[0].cpu().numpy() for part in (image, labels))
     predicted = logits[0].argmax(0).cpu().numpy()

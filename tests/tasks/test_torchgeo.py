@@ -17,7 +17,8 @@ import torch
 import torchgeo.datamodules
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchgeo.datamodules import BaseDataModule, LoveDADataModule
+from torch.utils.data import Dataset
+from torchgeo.datamodules import BaseDataModule, LoveDADataModule, NonGeoDataModule
 from torchgeo.transforms import AppendNDVI
 
 from geonorm.data.spec import IGNORE_LABEL
@@ -336,6 +337,37 @@ def test_what_the_user_says_comes_before_what_the_data_set_says(folders: Callabl
     assert spec.bands == ("red", "green", "blue")
 
 
+class Zones(Dataset[dict[str, Tensor]]):
+    """Four images of two bands in memory, without a scale, their masks under a name of their own."""
+
+    classes = ("land", "water", "ice")
+
+    def __init__(self, split: str = "train") -> None:
+        self.images = torch.rand(4, 2, 16, 24, generator=torch.Generator().manual_seed(0)) * 8 - 5
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.images[index], "mask_zones": torch.full((16, 24), index % 3)}
+
+
+def test_the_scale_is_measured_where_nothing_normalizes_and_masks_go_by_their_name() -> None:
+    module = NonGeoDataModule(Zones, batch_size=2)  # type: ignore[arg-type]  # any data set will do
+    module.aug = K.AugmentationSequential(K.RandomHorizontalFlip(), data_keys=None)
+    data = TorchgeoData(module, facts=DataFacts(mask_key="mask_zones"))
+
+    spec = data.spec
+
+    images = Zones().images.numpy()
+    np.testing.assert_allclose(spec.band_means or (), images.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(spec.band_deviations or (), images.std((0, 2, 3)), rtol=1e-5)
+    assert spec.class_names == ("land", "water", "ice")
+    assert spec.bands == ("band 1", "band 2")
+    with pytest.raises(DatasetError, match=r"gives no image with a mask \(its samples hold image, mask_zones\)"):
+        _ = TorchgeoData(NonGeoDataModule(Zones)).spec  # type: ignore[arg-type]
+
+
 def test_values_become_labels_and_strange_ones_are_named() -> None:
     labels = Labels(values=(3, 1), ignored=(0,))
 
@@ -358,12 +390,14 @@ def test_the_command_line_takes_facts_and_says_where_data_are_missing(
 @pytest.mark.slow
 def test_the_configuration_of_torchgeo_trains(folders: Callable[[str], Path], tmp_path: Path) -> None:
     configs = Path(__file__).parents[2] / "configs"
-    files = [f"--config={configs / name}" for name in ("data/torchgeo.yaml", "norm/lcn.yaml", "run/cpu.yaml")]
+    files = [f"--config={configs / name}" for name in ("data/torchgeo.yaml", "norm/sn.yaml", "run/cpu.yaml")]
     tiny = [
         f"--data.dict_kwargs.root={folders('LoveDADataModule')}",
         "--data.init_args.batch_size=2",
-        "--model.network.depth=1",
+        "--model.network.depth=3",
         "--model.network.width=4",
+        "--pictures.every_n_epochs=1",
+        "--batch_average.num_batches=1",
         "--trainer.max_epochs=1",
         "--trainer.check_val_every_n_epoch=1",
         "--trainer.log_every_n_steps=1",
@@ -374,6 +408,7 @@ def test_the_configuration_of_torchgeo_trains(folders: Callable[[str], Path], tm
     assert run(["fit", *files, *tiny]) == 0
 
     assert 0 <= scored(newest(tmp_path)) <= 1
+    assert len(list((newest(tmp_path).folder / "pictures").iterdir())) == 1
 
 
 # Sizes
