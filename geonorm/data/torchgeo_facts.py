@@ -23,24 +23,27 @@ UNKNOWN_LABEL = 254
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Facts of a torchgeo data module: what is given here comes before what its data set says."""
+    """Facts of a torchgeo data module: what is given here comes before what its data set says.
+
+    Args:
+        bands: Names of the bands, in the order of the images.
+        class_names: Names of the classes, in the order of ``label_values``.
+        label_values: Value of each class in the masks; 0, 1, 2 ... where nothing is known.
+        ignored_values: Values of the masks that neither train nor count, beside 255.
+        class_colors: Red, green and blue of each class on a map, 0 to 255.
+        scored_classes: Numbers of the classes, from 0, whose mean IoU is the score; all where nothing is known.
+        resolution_m: Ground size of a pixel in metres.
+        mask_key: What the samples call the mask, where that is not ``mask``.
+    """
 
     bands: list[str] | None = None
-    """Names of the bands, in the order of the images."""
     class_names: list[str] | None = None
-    """Names of the classes, in the order of ``label_values``."""
     label_values: list[int] | None = None
-    """Value of each class in the masks; 0, 1, 2 ... where not given."""
     ignored_values: list[int] | None = None
-    """Values of the masks that neither train nor count, beside 255."""
     class_colors: list[list[int]] | None = None
-    """Red, green and blue of each class on a map, 0 to 255."""
     scored_classes: list[int] | None = None
-    """Numbers of the classes whose mean IoU is the score; all where not given."""
     resolution_m: float | None = None
-    """Ground size of a pixel in metres."""
     mask_key: str | None = None
-    """What its samples call the mask; ``"mask"`` where not given."""
 
     def over(self, other: DataFacts) -> DataFacts:
         """Return these facts, and those of ``other`` where these say nothing."""

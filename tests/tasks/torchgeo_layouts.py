@@ -181,6 +181,37 @@ def l8biome(root: Path) -> Path:
     return root
 
 
+def l7irish(root: Path) -> Path:
+    """Draw ten scenes of 9 bands in web Mercator; masks hold 0, 64, 128, 192, 255."""
+    for number in range(1, 11):
+        image, mask = scene(number, values=[0, 64, 128, 192, 255], bands=9)
+        place = Affine(30, 0, 1_000_000 + 10_000 * number, 0, -30, 5_000_000)
+        name = f"L71{number:03d}001_0012000{number:02d}01.TIF"
+        write_tif(root / f"p{number}" / name, image, crs="EPSG:3857", place=place)
+        write_tif(root / f"p{number}" / f"L7_p{number}_r1_newmask2015.TIF", mask[None], crs="EPSG:3857", place=place)
+    return root
+
+
+def naip_chesapeake(root: Path) -> Path:
+    """Draw one image of NAIP and land use of seven states, all of the same ground."""
+    values = [11, 21, 22, 23, 27, 28, 41, 42, 0]
+    image, mask = scene(0, values=values, bands=4)
+    image, mask = (part.repeat(4, -1).repeat(4, -2) for part in (image, mask))
+    write_tif(root / "naip" / "m_3807511_ne_18_060_20181104.tif", image, crs="EPSG:26918")
+    for state in ("dc", "de", "md", "ny", "pa", "va", "wv"):
+        write_tif(root / "lulc" / f"{state}_lulc_2018_2022-Edition.tif", mask[None], crs="EPSG:26918")
+    return root
+
+
+def gid15(root: Path) -> Path:
+    for split, count in (("train", 5), ("test", 1)):
+        for number in range(count):
+            image, mask = scene(number, values=range(16))
+            write_tif(root / "GID/img_dir" / split / f"{number}.tif", image)
+            write_picture(root / "GID/ann_dir" / split / f"{number}_15label.png", mask)
+    return root
+
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "InriaAerialImageLabelingDataModule": inria,
     "Potsdam2DDataModule": potsdam,
@@ -192,6 +223,9 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "SpaceNet1DataModule": spacenet,
     "ChesapeakeCVPRDataModule": chesapeake,
     "L8BiomeDataModule": l8biome,
+    "L7IrishDataModule": l7irish,
+    "NAIPChesapeakeDataModule": naip_chesapeake,
+    "GID15DataModule": gid15,
 }
 """What draws the folder of a data module, by the name of its class."""
 
@@ -208,10 +242,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "test_splits": ["de-test"],
     },
     "L8BiomeDataModule": {"patch_size": 32, "length": 4},
+    "L7IrishDataModule": {"patch_size": 32, "length": 4},
+    "NAIPChesapeakeDataModule": {"patch_size": 32, "length": 4},
+    "GID15DataModule": {"patch_size": 32},
 }
 """Settings of a data module beside its root and its batch size."""
 
 
-def root_key(name: str) -> str:
-    """Return what the data set behind a data module calls its folder."""
-    return "paths" if name == "L8BiomeDataModule" else "root"
+def folders_of(name: str, root: Path) -> dict[str, Path]:
+    """Return what the data set behind a data module calls its folders."""
+    if name == "NAIPChesapeakeDataModule":
+        return {"naip_paths": root / "naip", "chesapeake_paths": root / "lulc"}
+    return {"paths" if name in ("L7IrishDataModule", "L8BiomeDataModule") else "root": root}
