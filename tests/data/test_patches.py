@@ -208,7 +208,7 @@ def test_an_image_is_drawn_in_proportion_to_its_pixels(tmp_path: Path) -> None:
 # What a sample holds
 
 
-def test_a_sample_holds_image_validity_labels_and_turn(tmp_path: Path) -> None:
+def test_a_sample_holds_image_validity_labels_turn_and_number(tmp_path: Path) -> None:
     sample = patches(tmp_path, np.zeros((3, HEIGHT, WIDTH), np.uint8))[0]
 
     held = {key: (value.dtype, tuple(value.shape)) for key, value in sample.items()}
@@ -219,6 +219,7 @@ def test_a_sample_holds_image_validity_labels_and_turn(tmp_path: Path) -> None:
         "value_valid": (torch.bool, (3, 32, 32)),
         "mask": (torch.uint8, (32, 32)),
         "turn": (torch.int64, ()),
+        "number": (torch.int64, ()),
     }
 
 
