@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+MOST_NAMES = 8
+"""So many files or values are named in a message about data."""
+
 
 class GeonormError(Exception):
     """Base of all errors whose cause lies in the input, not in geonorm."""

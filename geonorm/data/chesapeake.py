@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from torchgeo.datasets import ChesapeakeCVPR
 
+from geonorm.data.checking_findings import Findings
 from geonorm.data.labels import LabelRules
 from geonorm.data.pairs import Pair
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import CHESAPEAKE, DatasetSpec
-from geonorm.errors import DatasetError, InvalidConfigError, name_some
+from geonorm.errors import MOST_NAMES, InvalidConfigError, name_some
 
 STATES = ("de", "md", "ny", "pa", "va", "wv")
 SPLITS = ("train", "val", "test")
 BANDS = (1, 2, 3, 4)
 FOUR_CLASSES = LabelRules(classes=((1,), (2,), (3,), (4, 5, 6)), ignored=(0, 15))
 """Water, forest, field, and all that is barren or built; pixels without a label (0, 15) do not count."""
-MOST_NAMES = 8
-"""So many files are named in a message."""
 
 Imagery = Literal["naip-new", "naip-old"]
 
@@ -90,37 +88,54 @@ class ChesapeakeDataModule(PatchDataModule):
         """Four bands, four classes."""
         return CHESAPEAKE
 
-    @cached_property
-    def pairs(self) -> dict[str, list[Pair]]:
+    def find(self, findings: Findings) -> dict[str, list[Pair]]:
         """Images and land cover of the splits."""
         return {
-            split: [pair for state in self.states[split] for pair in find_tiles(self.root, state, split, self.imagery)]
+            split: [
+                pair
+                for state in self.states[split]
+                for pair in find_tiles(self.root, state, split, self.imagery, findings)
+            ]
             for split in SPLITS
         }
 
 
-def find_tiles(root: Path, state: str, split: str, imagery: str) -> Sequence[Pair]:
+def find_tiles(root: Path, state: str, split: str, imagery: str, findings: Findings | None = None) -> Sequence[Pair]:
     """Return the tiles of a state and a split with their land cover, by name.
+
+    Args:
+        root: Folder ``cvpr_chesapeake_landcover``, or its parent.
+        state: Of the six.
+        split: ``train``, ``val`` or ``test``.
+        imagery: As of `ChesapeakeDataModule`.
+        findings: Take what is wrong; raised where None.
 
     Raises:
         DatasetError: There are none, or one has no land cover.
     """
+    findings = Findings(strict=True) if findings is None else findings
     pattern = f"{state}_1m_*_extended-debuffered-{split}_tiles"
     folders = [folder for part in ("cvpr_chesapeake_landcover", "") for folder in sorted((root / part).glob(pattern))]
     images = sorted(path for folder in folders for path in folder.glob(f"*_{imagery}.tif"))
     if not images:
         problem = f"has no folder {pattern}" if not folders else f"has no *_{imagery}.tif in {folders[0].name}"
-        raise DatasetError(
-            f"{root} {problem if root.exists() else 'does not exist'}. Give cvpr_chesapeake_landcover or its parent."
+        findings.error(
+            "no images",
+            str(root),
+            f"{root} {problem if root.exists() else 'does not exist'}. Give cvpr_chesapeake_landcover or its parent.",
         )
+        return []
     labels = [path.with_name(path.name.removesuffix(f"_{imagery}.tif") + "_lc.tif") for path in images]
-    lonely = [path.name for path, label in zip(images, labels, strict=True) if not label.exists()]
+    lonely = [path for path, label in zip(images, labels, strict=True) if not label.exists()]
     if lonely:
-        raise DatasetError(
+        findings.error(
+            "no labels",
+            list(map(str, lonely)),
             f"{len(lonely)} of {len(images)} images in {folders[0]} have no land cover (*_lc.tif): "
-            f"{name_some(lonely, MOST_NAMES)}."
+            f"{name_some([path.name for path in lonely], MOST_NAMES)}.",
         )
     return [
         Pair(image=str(image), labels=str(label), group=state, bands=BANDS, rules=FOUR_CLASSES)
         for image, label in zip(images, labels, strict=True)
+        if image not in lonely
     ]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from torchgeo.datasets import InriaAerialImageLabeling
 
+from geonorm.data.checking_findings import Findings
 from geonorm.data.pairs import Pair
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import INRIA, DatasetSpec
-from geonorm.errors import DatasetError, name_some
+from geonorm.errors import MOST_NAMES, name_some
 
 RASTER_SUFFIXES = {".tif", ".tiff"}
-MOST_NAMES = 8
-"""So many files are named in a message."""
 
 
 class InriaDataModule(PatchDataModule):
@@ -66,10 +64,10 @@ class InriaDataModule(PatchDataModule):
         self.val_names = val_names
         self.train_on_all = train_on_all
 
-    @cached_property
-    def pairs(self) -> dict[str, list[Pair]]:
+    def find(self, findings: Findings) -> dict[str, list[Pair]]:
         """Images and masks of the splits ``"train"`` and ``"val"``."""
-        pairs = [pair for folder in self.root for pair in find_pairs(folder)]
+        pairs = [pair for folder in self.root for pair in find_pairs(folder, findings)]
+        check_names(pairs, findings)
         is_val = _official_split if self.val_names is None else set(self.val_names).__contains__
         splits = {
             "train": [pair for pair in pairs if self.train_on_all or not is_val(pair.name)],
@@ -78,14 +76,18 @@ class InriaDataModule(PatchDataModule):
         names = name_some(sorted(pair.name for pair in pairs), MOST_NAMES)
         missing = set(self.val_names or ()) - {pair.name for pair in pairs}
         if missing:
-            raise DatasetError(
-                f"val_names: no image is named {', '.join(sorted(missing))} in {_names(self.root)}. There: {names}."
+            findings.error(
+                "names of a split",
+                _names(self.root),
+                f"val_names: no image is named {', '.join(sorted(missing))} in {_names(self.root)}. There: {names}.",
             )
         for split, members in splits.items():
-            if not members:
-                raise DatasetError(
+            if not members and pairs:
+                findings.error(
+                    "empty split",
+                    _names(self.root),
                     f"No image is left for {split} in {_names(self.root)}; there are {names}. "
-                    "Name the images to validate on with --data.val_names."
+                    "Name the images to validate on with --data.val_names.",
                 )
         return splits
 
@@ -95,30 +97,76 @@ class InriaDataModule(PatchDataModule):
         return INRIA
 
 
-def find_pairs(root: Path) -> list[Pair]:
-    """Return the images of a folder with their masks, by name."""
+def find_pairs(root: Path, findings: Findings | None = None) -> list[Pair]:
+    """Return the images of a folder with their masks, by name.
+
+    Args:
+        root: The folder.
+        findings: Take what is wrong; raised where None.
+
+    Raises:
+        DatasetError: There is no image, or images have no mask.
+    """
+    findings = Findings(strict=True) if findings is None else findings
     folder = next(
         (root / part for part in ("AerialImageDataset/train", "train", "") if (root / part / "images").is_dir()),
         None,
     )
     if folder is None:
         problem = "does not exist" if not root.exists() else "has no folder images/ (with gt/ beside it)"
-        raise DatasetError(
-            f"{root} {problem}. Give AerialImageDataset or its parent, or a folder with images/ and gt/ of equal names."
+        findings.error(
+            "no images",
+            str(root),
+            f"{root} {problem}. Give AerialImageDataset or its parent, or a folder with images/ and gt/ of equal "
+            "names.",
         )
-    images = {path.stem: path for path in _rasters(folder / "images")}
-    masks = {path.stem: path for path in _rasters(folder / "gt")}
+        return []
+    images, masks = (_by_stem(folder / part, findings) for part in ("images", "gt"))
     if not images:
-        raise DatasetError(f"{folder / 'images'} holds no GeoTIFF (.tif, .tiff).")
+        findings.error("no images", str(folder / "images"), f"{folder / 'images'} holds no GeoTIFF (.tif, .tiff).")
     lonely = sorted(set(images) - set(masks))
     if lonely:
-        raise DatasetError(
+        findings.error(
+            "no labels",
+            [str(images[stem]) for stem in lonely],
             f"{len(lonely)} of {len(images)} images in {folder / 'images'} have no mask of the same name in "
-            f"{folder / 'gt'}: {name_some(lonely, MOST_NAMES)}."
+            f"{folder / 'gt'}: {name_some(lonely, MOST_NAMES)}.",
         )
     return [
-        Pair(image=str(path), labels=str(masks[stem]), group=city_of(stem)) for stem, path in sorted(images.items())
+        Pair(image=str(path), labels=str(masks[stem]), group=city_of(stem))
+        for stem, path in sorted(images.items())
+        if stem in masks
     ]
+
+
+def _by_stem(folder: Path, findings: Findings) -> dict[str, Path]:
+    """Return the rasters of a folder by their names without suffix; those that share one are told."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in _rasters(folder, findings):
+        by_stem.setdefault(path.stem.casefold(), []).append(path)
+    for paths in by_stem.values():
+        if len(paths) > 1:
+            findings.error(
+                "names twice",
+                [str(path) for path in paths],
+                f"{' and '.join(map(str, paths))} have one name but for their suffix or case, and names tell images "
+                "apart. Rename or remove one.",
+            )
+    return {path.stem: path for paths in by_stem.values() for path in paths[:1]}
+
+
+def check_names(pairs: Sequence[Pair], findings: Findings) -> None:
+    """Say which images of several folders share a name: ``val_names`` means all of them."""
+    first: dict[str, Pair] = {}
+    for pair in pairs:
+        other = first.setdefault(pair.name.casefold(), pair)
+        if other is not pair:
+            findings.warning(
+                "names twice",
+                (pair.image, other.image),
+                f"{pair.image} and {other.image} have one name, so val_names means both. Rename one to tell them "
+                "apart.",
+            )
 
 
 def city_of(stem: str) -> str:
@@ -138,8 +186,14 @@ def _official_split(stem: str) -> bool:
     return match is not None and int(match[1]) <= 5
 
 
-def _rasters(folder: Path) -> Sequence[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in RASTER_SUFFIXES)
+def _rasters(folder: Path, findings: Findings) -> Sequence[Path]:
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        findings.error("no images", str(folder), f"{folder} cannot be read: {error.strerror}. Check who may read it.")
+        return []
+    # Hidden files are not images: macOS leaves a ._NAME.tif beside each file on foreign disks.
+    return [path for path in paths if path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".")]
 
 
 def _names(folders: Sequence[Path]) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import DatasetError, InvalidConfigError, name_some
+from geonorm.errors import MOST_NAMES, DatasetError, InvalidConfigError, name_some
 from geonorm.raster.area import Area, AreaMissesError, AreaOnGrid
+from geonorm.raster.facts import RasterFacts, facts_of
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import same_grid
 from geonorm.raster.read import RasterSource, Reader, open_raster
@@ -23,8 +24,6 @@ from geonorm.raster.warped import Warped
 from geonorm.raster.window import Window
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet")
-MOST_VALUES = 8
-"""So many values are named in a message."""
 
 Value = float | str
 
@@ -75,24 +74,50 @@ class LabelRules:
         Raises:
             DatasetError: A value means nothing.
         """
+        labels, unknown = self.counted(values, valid)
+        if unknown:
+            raise DatasetError(self.unknown_in_words(unknown, name=name))
+        return labels
+
+    def counted(
+        self, values: NDArray[np.generic], valid: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.uint8], dict[Value, int]]:
+        """Return the label of each value, and how many pixels have which value that means nothing; see `labels_of`."""
         if values.dtype in (np.uint8, np.uint16):
             image = _table(self, values.dtype.str)[values]
         else:
             found, places = np.unique(values, return_inverse=True)
             image = np.array([self._label_of(value) for value in found.tolist()], dtype=np.int16)[places]
             image = image.reshape(values.shape)
-        unknown = (image < 0) & valid
-        if unknown.any() and not self.ignore_others:
-            wrong = list(map(_short, np.unique(values[unknown]).tolist()))
-            raise DatasetError(f"{name} holds the value {name_some(wrong, MOST_VALUES)}; {self.in_words()}")
-        return np.where(image < 0, IGNORE_LABEL, image).astype(np.uint8)
+        unknown: dict[Value, int] = {}
+        strange = (image < 0) & valid
+        if not self.ignore_others and strange.any():
+            wrong, times = np.unique(values[strange], return_counts=True)
+            unknown = dict(zip(wrong.tolist(), times.tolist(), strict=True))
+        return np.where(image < 0, IGNORE_LABEL, image).astype(np.uint8), unknown
+
+    def unknown_in_words(self, unknown: Mapping[Value, int], *, name: str) -> str:
+        """Return what is wrong with a file in which values mean nothing."""
+        several = sum(unknown.values()) > 0  # how often is not known of the values of an attribute
+        values = [
+            f"{_short(value)} ({times} pixel{'s' * (times != 1)})" if several else repr(_short(value))
+            for value, times in unknown.items()
+        ]
+        hint = "Correct the labels, or name it in classes or ignored (RastersDataModule)."
+        if any(isinstance(value, float) and not value.is_integer() for value in unknown):
+            hint = "Fractions come of labels that were resampled: use the nearest pixel."
+        return f"{name} holds the value {name_some(values, MOST_NAMES)}; {self.in_words()} {hint}"
 
     def label_of(self, value: Value, *, name: str) -> int:
         """Return the label of one value; see `labels_of`."""
         label = self._label_of("" if value is None else value)
         if label < 0 and not self.ignore_others:
-            raise DatasetError(f"{name} holds the value {_short(value)!r}; {self.in_words()}")
+            raise DatasetError(self.unknown_in_words({value: 0}, name=name))
         return IGNORE_LABEL if label < 0 else label
+
+    def knows(self, value: Value | None) -> bool:
+        """Whether a value means a class, or to be ignored."""
+        return self._label_of("" if value is None else value) >= 0
 
     def in_words(self) -> str:
         """Return which values mean what."""
@@ -123,14 +148,24 @@ BUILDINGS = LabelRules(classes=((0,), (1, 255)))
 class OpenLabels(Protocol):
     """An open label file."""
 
+    facts: RasterFacts | None
+    """What the header of a raster says; None of polygons."""
+    own_grid: Grid | None
+    """Where the pixels of a raster lie; None of polygons."""
+
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Return the labels inside a window of the image, ``(rows, cols)``; `IGNORE_LABEL` where there are none."""
+
+    def counted(self, window: Window) -> tuple[NDArray[np.uint8], dict[Value, int]]:
+        """Return the same, and how many pixels have which value that means nothing, instead of raising."""
 
 
 class RasterLabels:
     """Labels of a raster on the grid of its image."""
 
     def __init__(self, source: Reader, rules: LabelRules) -> None:
+        self.facts: RasterFacts | None = facts_of(source)
+        self.own_grid: Grid | None = source.grid
         self._source = source
         self._rules = rules
 
@@ -139,11 +174,18 @@ class RasterLabels:
         pixels = self._source.read(window)
         return self._rules.labels_of(pixels.values[0], pixels.valid, name=self._source.path)
 
+    def counted(self, window: Window) -> tuple[NDArray[np.uint8], dict[Value, int]]:
+        """Return the labels inside a window, and which values mean nothing."""
+        pixels = self._source.read(window)
+        return self._rules.counted(pixels.values[0], pixels.valid)
+
 
 class WarpedLabels:
     """Labels of a raster on another grid than its image, by the nearest."""
 
-    def __init__(self, source: Warped, rules: LabelRules) -> None:
+    def __init__(self, source: Warped, rules: LabelRules, facts: RasterFacts, own_grid: Grid) -> None:
+        self.facts: RasterFacts | None = facts
+        self.own_grid: Grid | None = own_grid
         self._source = source
         self._rules = rules
 
@@ -153,9 +195,18 @@ class WarpedLabels:
         labels = self._rules.labels_of(values, valid, name=self._source.path)
         return np.where(valid, labels, IGNORE_LABEL).astype(np.uint8)
 
+    def counted(self, window: Window) -> tuple[NDArray[np.uint8], dict[Value, int]]:
+        """Return the labels inside a window, and which values mean nothing."""
+        values, valid = self._source.read(window)
+        labels, unknown = self._rules.counted(values, valid)
+        return np.where(valid, labels, IGNORE_LABEL).astype(np.uint8), unknown
+
 
 class PolygonLabels:
     """Labels of polygons; where some overlap, the highest class is on top. A pixel is that of its centre."""
+
+    facts: RasterFacts | None = None
+    own_grid: Grid | None = None
 
     def __init__(self, areas: dict[int, list[AreaOnGrid]], background: int) -> None:
         self._areas = areas
@@ -168,6 +219,10 @@ class PolygonLabels:
             for area in self._areas[label]:
                 labels[area.inside(window)] = label
         return labels
+
+    def counted(self, window: Window) -> tuple[NDArray[np.uint8], dict[Value, int]]:
+        """Return the labels inside a window; every value has its meaning when the file is opened."""
+        return self.read(window), {}
 
 
 @contextmanager
@@ -188,7 +243,7 @@ def open_labels(path: str, rules: LabelRules, image: RasterSource) -> Iterator[O
         if _is_on(labels.grid, grid, any_grid=rules.any_grid):
             yield RasterLabels(labels, rules)
             return
-        own = labels.grid
+        own, facts = labels.grid, facts_of(labels)
     if not rules.any_grid or own.crs is None or grid.crs is None or not (own.has_transform and grid.has_transform):
         raise DatasetError(
             f"{path} is {own.height} x {own.width} pixels, but its image {image.path} is "
@@ -196,7 +251,7 @@ def open_labels(path: str, rules: LabelRules, image: RasterSource) -> Iterator[O
             f"{', or both say where they lie (CRS, transform)' if rules.any_grid else ''}."
         )
     with Warped(path, grid) as warped:
-        yield WarpedLabels(warped, rules)
+        yield WarpedLabels(warped, rules, facts, own)
 
 
 def _is_on(labels: Grid, image: Grid, *, any_grid: bool) -> bool:
@@ -212,10 +267,16 @@ def is_vector(path: str) -> bool:
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
 
 
+@lru_cache(maxsize=4)  # one file may hold the labels of all images
+def areas_of(path: str, changed_ns: int, attribute: str | None, layer: str | None) -> dict[Any, Area]:
+    """Return the polygons of a vector file that changed at a time, by the values of an attribute."""
+    return Area.by_value(path, attribute, layer=layer)
+
+
 @lru_cache(maxsize=64)  # a patch opens its files anew, and a vector file is read whole
 def _polygon_labels(path: str, changed_ns: int, rules: LabelRules, grid: Grid) -> PolygonLabels:
     areas: dict[int, list[AreaOnGrid]] = {}
-    for value, area in Area.by_value(path, rules.attribute, layer=rules.layer).items():
+    for value, area in areas_of(path, changed_ns, rules.attribute, rules.layer).items():
         label = rules.shapes if rules.attribute is None else rules.label_of(value, name=f"{rules.attribute} of {path}")
         try:
             areas.setdefault(label, []).append(area.on(grid))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geonorm.data.labels import BUILDINGS, LabelRules, OpenLabels, open_labels
+from geonorm.raster.facts import RasterFacts, facts_of
 from geonorm.raster.read import Grid, NodataRule, Pixels, Reader, open_raster
 from geonorm.raster.window import Window
 
@@ -57,6 +58,21 @@ class OpenPair:
     def grid(self) -> Grid:
         """The grid of the image."""
         return self._image.grid
+
+    @property
+    def facts(self) -> RasterFacts:
+        """What the header of the image says."""
+        return facts_of(self._image)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of the blocks in which the image is stored."""
+        return self._image.block_shape
+
+    @property
+    def labels(self) -> OpenLabels:
+        """The labels, on the grid of the image."""
+        return self._labels
 
     def read(self, window: Window) -> Pixels:
         """Return the image inside ``window``."""

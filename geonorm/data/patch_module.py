@@ -9,23 +9,25 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import NonGeoDataModule
 
 from geonorm.data.augment import Augmentations
-from geonorm.data.pairs import Pair, open_pair
+from geonorm.data.checking import Checked, check_pairs
+from geonorm.data.checking_findings import Findings
+from geonorm.data.pairs import Pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
 from geonorm.data.spec import DatasetSpec
-from geonorm.errors import DatasetError, InvalidConfigError
-from geonorm.raster.read import Grid, open_raster
-from geonorm.raster.window import Window
+from geonorm.data.statistics import Statistics, cached_statistics
+from geonorm.errors import InvalidConfigError
+from geonorm.raster.grid import Grid
 
 
 class PatchDataModule(NonGeoDataModule):
-    """What data modules of images and labels on disk have in common; a subclass says which (`pairs`, `facts`).
+    """What data modules of images and labels on disk have in common; a subclass says which (`find`, `facts`).
 
     Training patches are random windows read straight from the files, flipped and turned by right angles on the device.
 
@@ -64,10 +66,18 @@ class PatchDataModule(NonGeoDataModule):
         self.augment: Augmentations | None = None
         self._numbers = PatchNumbers(patches_per_epoch, batch_size=batch_size)
 
-    @property
     @abstractmethod
+    def find(self, findings: Findings) -> dict[str, list[Pair]]:
+        """Return images and labels of the splits ``"train"`` and ``"val"``, and of ``"test"`` where there is one.
+
+        Args:
+            findings: Take what is wrong; what is not goes on, so that all of it can be told.
+        """
+
+    @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
-        """Images and labels of the splits ``"train"`` and ``"val"``, and of ``"test"`` where there is one."""
+        """Images and labels of the splits."""
+        return self.find(Findings(strict=True))
 
     @property
     @abstractmethod
@@ -75,26 +85,55 @@ class PatchDataModule(NonGeoDataModule):
         """Bands and classes; resolution and statistics are measured where they are missing."""
 
     @cached_property
+    def checked(self) -> Checked:
+        """What the files say of themselves: every header, and some windows of pixels.
+
+        Raises:
+            DatasetError: Training could not work; the first of the reasons, and how many more there are.
+        """
+        checked = check_pairs(self.pairs, self.facts.class_names, patch_px=self.patch_px)
+        checked.findings.raise_errors()
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            checked.findings.log_warnings()
+        return checked
+
+    @cached_property
     def grids(self) -> dict[str, list[Grid]]:
         """The grids of the images of each split."""
-        return {split: [_grid(pair) for pair in pairs] for split, pairs in self.pairs.items()}
+        grids = {header.pair.image: header.grid for header in self.checked.headers}
+        return {split: [grids[pair.image] for pair in pairs] for split, pairs in self.pairs.items()}
 
     @cached_property
     def spec(self) -> DatasetSpec:
-        """Bands, classes and scale, with statistics measured on the training images."""
-        facts = self.facts
+        """Bands, classes and scale, with statistics and class shares measured on the training images."""
+        facts, measured = self.facts, self.statistics
         if facts.band_means is None or facts.band_deviations is None:
-            facts = facts.with_statistics(*self._measure())
+            facts = facts.with_statistics(measured.means, measured.deviations)
+        if facts.class_shares is None:
+            facts = replace(facts, class_shares=measured.class_shares)
         if facts.resolution_m is None:
             resolutions = [grid.resolution_m for grid in self.grids["train"] if grid.resolution_m]
             facts = replace(facts, resolution_m=median(resolutions) if resolutions else None)
         return facts
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Band statistics and class shares of the training images, from the cache where they were measured before."""
+        return cached_statistics(
+            self.pairs["train"], self.grids["train"], num_classes=len(self.facts.class_names), seed=self.seed
+        )
+
     def setup(self, stage: str) -> None:
-        """Find the files of the splits, so that what is wrong with them is said before training."""
-        splits = self.pairs
+        """Find and check the files of the splits, so that what is wrong with them is said before training."""
+        splits, checked = self.pairs, self.checked
         if stage == "fit":
-            self._patches = RandomPatches(splits["train"], self.grids["train"], patch_px=self.patch_px, seed=self.seed)
+            self._patches = RandomPatches(
+                splits["train"],
+                self.grids["train"],
+                patch_px=self.patch_px,
+                seed=self.seed,
+                as_float=checked.mixes_types,
+            )
             rank, processes = self._place()
             self._numbers = PatchNumbers(
                 self.patches_per_epoch, batch_size=self.batch_size, rank=rank, processes=processes
@@ -163,30 +202,6 @@ class PatchDataModule(NonGeoDataModule):
             )
         return {"image": image, "mask": labels}
 
-    def _measure(self, windows: int = 64, side_px: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and deviation of each band over some windows of the training images."""
-        draw = np.random.default_rng(self.seed)
-        count, total, squares = (np.zeros(len(self.facts.bands)) for _ in range(3))
-        areas = np.array([grid.height * grid.width for grid in self.grids["train"]], dtype=float)
-        for which in draw.choice(len(areas), size=windows, p=areas / areas.sum()):
-            grid = self.grids["train"][which]
-            height, width = min(side_px, grid.height), min(side_px, grid.width)
-            row, col = draw.integers(grid.height - height + 1), draw.integers(grid.width - width + 1)
-            with open_pair(self.pairs["train"][which]) as pair:
-                pixels = pair.read(Window(int(row), int(col), height, width))
-            valid = pixels.value_valid & pixels.valid
-            values = np.where(valid, pixels.values, 0).astype(np.float64)
-            count += valid.sum((1, 2))
-            total += values.sum((1, 2))
-            squares += (values**2).sum((1, 2))
-        if not count.all():
-            raise DatasetError(
-                f"the training images, {self.pairs['train'][0].image} the first, hold a band with no valid pixel."
-            )
-        mean = total / count
-        deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
-        return tuple(mean.tolist()), tuple(deviation.tolist())
-
 
 class WholeTiles(Dataset[dict[str, Pair]]):
     """Names the files of whole tiles."""
@@ -200,11 +215,6 @@ class WholeTiles(Dataset[dict[str, Pair]]):
     def __getitem__(self, index: int) -> dict[str, Pair]:
         """Return a pair."""
         return {"pair": self.pairs[index]}
-
-
-def _grid(pair: Pair) -> Grid:
-    with open_raster(pair.image, bands=pair.bands, nodata_rule=pair.nodata_rule, nodata=pair.nodata) as reader:
-        return reader.grid
 
 
 def _only(samples: list[dict[str, Pair]]) -> dict[str, Pair]:

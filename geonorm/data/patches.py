@@ -37,13 +37,17 @@ class RandomPatches(Dataset[Sample]):
         grids: Their grids.
         patch_px: Side of a patch.
         seed: Sample ``number`` is drawn from ``(seed, number)`` alone.
+        as_float: Give values as float32. Images of several types need it: a batch has the type of its first image.
     """
 
-    def __init__(self, pairs: Sequence[Pair], grids: Sequence[Grid], *, patch_px: int, seed: int) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], grids: Sequence[Grid], *, patch_px: int, seed: int, as_float: bool = False
+    ) -> None:
         self.pairs = list(pairs)
         self.sizes = [(grid.height, grid.width) for grid in grids]
         self.patch_px = patch_px
         self.seed = seed
+        self.as_float = as_float
         areas = np.array([height * width for height, width in self.sizes], dtype=float)
         self._chances = areas / areas.sum()
         self._files = _OpenFiles()
@@ -58,6 +62,8 @@ class RandomPatches(Dataset[Sample]):
         window = Window(row, col, min(self.patch_px, height), min(self.patch_px, width))
         pair = self._files.of(self.pairs[which])
         sample = read_sample(pair, window, self.patch_px)
+        if self.as_float:
+            sample["image"] = sample["image"].to(torch.float32)
         return {**sample, "turn": torch.tensor(turn), "number": torch.tensor(number)}
 
 

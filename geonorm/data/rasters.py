@@ -7,25 +7,23 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from geonorm.data.checking_findings import Findings
 from geonorm.data.labels import VECTOR_SUFFIXES, LabelRules, is_vector
 from geonorm.data.pairs import Pair
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
-from geonorm.errors import DatasetError, InvalidConfigError, name_some
+from geonorm.errors import MOST_NAMES, DatasetError, InvalidConfigError, name_some
 from geonorm.raster.area import Area, AreaMissesError
 from geonorm.raster.read import NodataRule, open_raster
 from geonorm.raster.sources import RASTER_SUFFIXES
 from geonorm.raster.window import Window
 
 SPLITS = ("train", "val", "test")
-MOST_NAMES = 8
-"""So many files are named in a message."""
 PALETTE = (
     (32, 32, 40),
     (255, 196, 0),
@@ -156,62 +154,97 @@ class RastersDataModule(PatchDataModule):
         """Bands and classes as the settings name them."""
         return self._facts
 
-    @cached_property
-    def pairs(self) -> dict[str, list[Pair]]:
+    def find(self, findings: Findings) -> dict[str, list[Pair]]:
         """Images and labels of the splits."""
-        found = list(self._found())
-        twice = [name for name, times in Counter(pair.name for pair, _ in found).items() if times > 1]
+        found = list(self._found(findings))
+        names = Counter(pair.name.casefold() for pair, _ in found)  # some file systems take no notice of case
+        twice = sorted((pair for pair, _ in found if names[pair.name.casefold()] > 1), key=lambda pair: pair.name)
         if twice:
-            raise DatasetError(
-                f"{len(twice)} images have the name of another one: {name_some(sorted(twice), MOST_NAMES)}. "
-                "Rename them: names tell images apart in scores and splits."
+            some = name_some(sorted({pair.name for pair in twice}), MOST_NAMES)
+            findings.error(
+                "names twice",
+                [pair.image for pair in twice],
+                f"{len(twice) - len({pair.name.casefold() for pair in twice})} images have the name of another one: "
+                f"{some} ({name_some([pair.image for pair in twice], MOST_NAMES)}). Rename them: names tell images "
+                "apart in scores and splits.",
             )
-        chosen = self._splits([pair for pair, _ in found])
+        chosen = self._splits([pair for pair, _ in found], findings)
         splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
         for pair, told in found:
-            splits[told or chosen[pair.image]].append(pair)
+            splits[told or chosen.get(pair.image, "train")].append(pair)
         for split in ("train", "val"):
-            if not splits[split]:
-                names = name_some([pair.name for pair, _ in found], MOST_NAMES)
-                raise DatasetError(
-                    f"no image is left for {split}; there are {names}. Say what to validate on with val_names, "
-                    "val_share, regions, or a column split in the table."
+            if not splits[split] and found:
+                some = name_some([pair.name for pair, _ in found], MOST_NAMES)
+                findings.error(
+                    "empty split",
+                    self.table or str(self.images),
+                    f"no image is left for {split}; there are {some}. Say what to validate on with val_names, "
+                    "val_share, regions, or a column split in the table.",
                 )
         return splits
 
-    def _found(self) -> Iterator[tuple[Pair, str | None]]:
+    def _found(self, findings: Findings) -> Iterator[tuple[Pair, str | None]]:
         """Yield all pairs, and the split that the table names."""
         if self.table is not None:
-            yield from self._of_table(self.table)
+            yield from self._of_table(self.table, findings)
             return
-        for image in find_images(self.images or ""):
-            yield self._pair(image, label_file(image, self.labels or "")), None
+        pattern = self.labels or ""
+        with findings.catching("no labels", pattern):
+            check_labels_setting(pattern)
+        if findings.errors:
+            return
+        for image in find_images(self.images or "", findings):
+            labels = None
+            with findings.catching("no labels", image):
+                labels = label_file(image, pattern)
+            if labels is not None:
+                yield from self._pair(image, labels, None, findings)
 
-    def _of_table(self, table: str) -> Iterator[tuple[Pair, str | None]]:
+    def _of_table(self, table: str, findings: Findings) -> Iterator[tuple[Pair, str | None]]:
         folder = Path(table).parent
         try:
             with open(table, encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DatasetError(f"{table} cannot be read as a table (CSV, UTF-8): {error}. Check the file.") from error
+            findings.error("table", table, f"{table} cannot be read as a table (CSV, UTF-8): {error}. Check the file.")
+            return
         missing = [column for column in ("image", "labels") if not rows or column not in rows[0]]
         if missing:
             there = ", ".join(filter(None, rows[0])) if rows else "no row"
-            raise DatasetError(f"{table} lacks the column {' and '.join(missing)}; there is {there}.")
+            findings.error("table", table, f"{table} lacks the column {' and '.join(missing)}; there is {there}.")
+            return
+        lines: dict[str, int] = {}
         for number, row in enumerate(rows, 2):
             split = (row.get("split") or "").strip() or None
             if split not in (None, *SPLITS):
-                raise DatasetError(f"line {number} of {table}: split must be train, val or test, got {split!r}.")
+                findings.error(
+                    "table", table, f"line {number} of {table}: split must be train, val or test, got {split!r}."
+                )
+                continue
             if not (row["image"] and row["labels"]):
-                raise DatasetError(f"line {number} of {table} names no {'image' if not row['image'] else 'labels'}.")
+                what = "image" if not row["image"] else "labels"
+                findings.error("table", table, f"line {number} of {table} names no {what}.")
+                continue
             image, labels = (os.path.join(folder, row[column].strip()) for column in ("image", "labels"))
-            yield self._pair(image, labels, group=(row.get("group") or "").strip()), split
+            first = lines.setdefault(os.path.normpath(image), number)
+            if first != number:
+                findings.error(
+                    "table", (table, image), f"lines {first} and {number} of {table} both name {image}. Remove one."
+                )
+                continue
+            yield from self._pair(image, labels, split, findings, group=(row.get("group") or "").strip())
 
-    def _pair(self, image: str, labels: str, *, group: str = "") -> Pair:
-        for what, path in (("image", image), ("label file", labels)):
+    def _pair(
+        self, image: str, labels: str, split: str | None, findings: Findings, *, group: str = ""
+    ) -> Iterator[tuple[Pair, str | None]]:
+        for kind, what, path in (("no images", "image", image), ("no labels", "label file", labels)):
+            if os.path.isdir(path):
+                findings.error(kind, path, f"{path} is a folder, not an {what}. Rename it, or name the files in it.")
+                return
             if not os.path.isfile(path):
-                raise DatasetError(f"there is no {what} {path}. Check the names.")
-        return Pair(
+                findings.error(kind, path, f"there is no {what} {path}. Check the names.")
+                return
+        pair = Pair(
             image=image,
             labels=labels,
             group=group,
@@ -220,17 +253,20 @@ class RastersDataModule(PatchDataModule):
             nodata=self.nodata,
             nodata_rule=self.nodata_rule,
         )
+        yield pair, split
 
-    def _splits(self, pairs: Sequence[Pair]) -> dict[str, str]:
+    def _splits(self, pairs: Sequence[Pair], findings: Findings) -> dict[str, str]:
         """Return the split of each image that the table says nothing of."""
         if self.regions is not None:
-            return _by_region(pairs, self.regions)
+            return _by_region(pairs, self.regions, findings)
         names = {pair.name for pair in pairs}
         missing = sorted({*(self.val_names or ()), *(self.test_names or ())} - names)
         if missing:
-            raise DatasetError(
+            findings.error(
+                "names of a split",
+                self.table or str(self.images),
                 f"val_names, test_names: no image is named {name_some(missing, MOST_NAMES)}. "
-                f"There: {name_some(sorted(names), MOST_NAMES)}."
+                f"There: {name_some(sorted(names), MOST_NAMES)}.",
             )
         val = {*(self.val_names or ())}
         if self.val_share is not None:
@@ -241,41 +277,61 @@ class RastersDataModule(PatchDataModule):
         return {pair.image: kind.get(pair.name, "train") for pair in pairs}
 
 
-def find_images(images: str | Sequence[str]) -> list[str]:
+def find_images(images: str | Sequence[str], findings: Findings | None = None) -> list[str]:
     """Return the files of a folder, of a pattern, or of a list of both, sorted and each once.
+
+    Args:
+        images: What to look for; hidden files are left out.
+        findings: Take what is wrong; raised where None.
 
     Raises:
         DatasetError: Nothing is found.
     """
+    findings = Findings(strict=True) if findings is None else findings
     found: list[str] = []
     for entry in [images] if isinstance(images, str) else images:
+        some: list[str] = []
         if os.path.isdir(entry):
-            some = [str(path) for path in Path(entry).iterdir() if path.suffix.lower() in RASTER_SUFFIXES]
+            try:
+                paths = list(Path(entry).iterdir())
+            except OSError as error:
+                findings.error(
+                    "no images", entry, f"images: {entry} cannot be read: {error.strerror}. Check who may read it."
+                )
+                continue
+            # Hidden files are not images: macOS leaves a ._NAME.tif beside each file on foreign disks.
+            some = [str(path) for path in paths if path.suffix.lower() in RASTER_SUFFIXES and path.name[0] != "."]
         else:
             some = [path for path in glob.glob(entry, recursive=True) if os.path.isfile(path)]
         if not some:
-            raise DatasetError(
-                f"images: there is no raster at {entry}. Give a folder, files, or a pattern such as a/*.tif."
+            findings.error(
+                "no images",
+                entry,
+                f"images: there is no raster at {entry}. Give a folder, files, or a pattern such as a/*.tif.",
             )
         found += some
     return sorted(dict.fromkeys(found))
+
+
+def check_labels_setting(labels: str) -> None:
+    """Raise `DatasetError` unless ``labels`` can name label files; see `RastersDataModule`."""
+    if "{name}" not in labels and not os.path.isdir(labels) and not is_vector(labels):
+        raise DatasetError(
+            f"labels: {labels} is no folder, no file of polygons, and no pattern with {{name}}. Give one of these."
+        )
 
 
 def label_file(image: str, labels: str) -> str:
     """Return the label file of an image; see `RastersDataModule`.
 
     Raises:
-        DatasetError: There is none, or several.
+        DatasetError: A folder holds none, or several.
     """
     name = Path(image).stem
     if "{name}" in labels:
         return labels.replace("{name}", name)
     if not os.path.isdir(labels):
-        if is_vector(labels):
-            return labels
-        raise DatasetError(
-            f"labels: {labels} is no folder, no file of polygons, and no pattern with {{name}}. Give one of these."
-        )
+        return labels
     suffixes = (*RASTER_SUFFIXES, *VECTOR_SUFFIXES)
     fitting = sorted(path for path in Path(labels).glob(f"{glob.escape(name)}.*") if path.suffix.lower() in suffixes)
     if len(fitting) != 1:
@@ -284,13 +340,24 @@ def label_file(image: str, labels: str) -> str:
     return str(fitting[0])
 
 
-def _by_region(pairs: Sequence[Pair], regions: str) -> dict[str, str]:
+def _by_region(pairs: Sequence[Pair], regions: str, findings: Findings) -> dict[str, str]:
     """Return the split whose polygon holds the centre of each image."""
-    areas = Area.by_value(regions, "split")
+    areas: dict[Any, Area] = {}
+    with findings.catching("regions", regions):
+        areas = Area.by_value(regions, "split")
     wrong = sorted(str(value) for value in areas if value not in SPLITS)
     if wrong:
-        raise DatasetError(f"the attribute split of {regions} must be train, val or test, got {name_some(wrong)}.")
-    return {pair.image: _region_of(pair, areas, regions) for pair in pairs}
+        findings.error(
+            "regions",
+            regions,
+            f"the attribute split of {regions} must be train, val or test, got {name_some(wrong)}.",
+        )
+    known = {split: area for split, area in areas.items() if split in SPLITS}
+    chosen: dict[str, str] = {}
+    for pair in pairs if known else ():
+        with findings.catching("regions", pair.image):
+            chosen[pair.image] = _region_of(pair, known, regions)
+    return chosen
 
 
 def _region_of(pair: Pair, areas: Mapping[str, Area], regions: str) -> str:

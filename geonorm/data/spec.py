@@ -30,6 +30,8 @@ class DatasetSpec:
     """Deviation of each band's raw values; None: to be measured."""
     resolution_m: float | None = None
     """Ground size of a pixel in metres; None: not known."""
+    class_shares: tuple[float, ...] | None = None
+    """Share of each class among the training pixels that count; None: not measured."""
 
     def __post_init__(self) -> None:
         num_classes = len(self.class_names)
@@ -37,6 +39,8 @@ class DatasetSpec:
             raise InvalidConfigError(f"A data set needs 2 to {IGNORE_LABEL} classes, got {num_classes}.")
         if len(self.class_colors) != num_classes:
             raise InvalidConfigError(f"{num_classes} classes need as many colors, got {len(self.class_colors)}.")
+        if self.class_shares is not None and len(self.class_shares) != num_classes:
+            raise InvalidConfigError(f"{num_classes} classes need as many class_shares, got {len(self.class_shares)}.")
         for name in ("band_means", "band_deviations"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.bands):

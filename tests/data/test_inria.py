@@ -232,27 +232,25 @@ def test_a_number_out_of_range_is_named(tmp_path: Path, settings: dict[str, Any]
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path)
     draw(tmp_path / "gt/austin6.tif", np.zeros((1, 40, 41), np.uint8))
-    data.setup("fit")
 
     with pytest.raises(DatasetError, match=r"gt/austin6\.tif is 40 x 41 pixels"):
-        next(iter(data.train_dataloader()))
+        data.setup("fit")
 
 
 def test_a_mask_with_another_value_is_named(tmp_path: Path) -> None:
     data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path)
     draw(tmp_path / "gt/austin6.tif", np.full((1, 40, 40), 7, np.uint8))
-    data.setup("fit")
 
     with pytest.raises(DatasetError, match=r"gt/austin6\.tif holds the value 7"):
-        next(iter(data.train_dataloader()))
+        data.setup("fit")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12, of torch's workers
 def test_what_is_wrong_with_a_mask_is_one_line_from_a_worker_too(tmp_path: Path) -> None:
     data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path, num_workers=1)
-    draw(tmp_path / "gt/austin6.tif", np.full((1, 40, 40), 7, np.uint8))
     data.setup("fit")
+    draw(tmp_path / "gt/austin6.tif", np.full((1, 40, 40), 7, np.uint8))
 
     with pytest.raises(DatasetError) as error:
         next(iter(data.train_dataloader()))

@@ -71,7 +71,9 @@ def test_a_value_that_means_nothing_is_an_error_unless_it_has_no_data(tmp_path: 
     values[3, 4], values[9, 9] = 7, 99
     rules = LabelRules(classes=((0,), (1,)))
 
-    with pytest.raises(DatasetError, match=r"a\.tif holds the value 7, 99; 0 is class 0, 1 is class 1\."):
+    with pytest.raises(
+        DatasetError, match=r"a\.tif holds the value 7 \(1 pixel\), 99 \(1 pixel\); 0 is class 0, 1 is class 1\."
+    ):
         read(draw(tmp_path / "a.tif", values), rules, image)
     with pytest.raises(DatasetError, match=r"holds the value 7; "):
         read(draw(tmp_path / "a.tif", values, nodata=99), rules, image)

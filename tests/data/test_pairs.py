@@ -97,7 +97,7 @@ def test_a_value_that_is_no_label_is_named_with_its_file(tmp_path: Path, value: 
     with open_pair(pair) as files, pytest.raises(DatasetError) as error:
         files.read_labels(WHOLE)
 
-    assert str(error.value).startswith(f"{pair.labels} holds the value {value};")
+    assert str(error.value).startswith(f"{pair.labels} holds the value {value} (1 pixel);")
 
 
 def test_a_value_that_is_no_label_does_no_harm_outside_the_window(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_files_that_are_missing_are_named(folder: Path, settings: dict[str, Any]
         ("image,labels,split\nimages/a.tif,labels/a.tif,valid\n", "line 2 of .* split must be train, val or test"),
         ("image,labels\nimages/a.tif,\n", "line 2 of .* names no labels"),
         ("image,labels\nimages/x.tif,labels/a.tif\n", r"there is no image .*x\.tif"),
-        ("image,labels\n" + "images/a.tif,labels/a.tif\n" * 2, "1 images have the name of another one: a"),
+        ("image,labels\n" + "images/a.tif,labels/a.tif\n" * 2, "lines 2 and 3 of .* both name .*a.tif"),
     ],
 )
 def test_a_table_that_is_wrong_says_where(folder: Path, text: str, message: str) -> None:
