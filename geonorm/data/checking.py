@@ -206,7 +206,7 @@ def _check_same_pixels(looked: Sequence[Looked], findings: Findings) -> None:
         if one.is_flat or one.no_data == one.pixels:
             continue
         other = first.setdefault(one.digest, one)
-        if other is one or known[one.pair.image]:
+        if other.pair == one.pair or known[one.pair.image]:
             continue
         if (one.complete and other.complete) or same_pixels(one.pair, other.pair):
             tell_twice(other.header, one.header, findings, copied=True)

@@ -128,6 +128,11 @@ def windows_of(header: Header, windows: int | None) -> tuple[list[Window], bool]
     return [Window(round(y * (height - rows)), round(x * (width - cols)), rows, cols) for y, x in shares], False
 
 
+def pixels_to_look_at(header: Header, windows: int | None) -> int:
+    """Return how many pixels `look_at` reads."""
+    return sum(place.height * place.width for place in windows_of(header, windows)[0])
+
+
 def all_windows(height: int, width: int) -> Iterator[Window]:
     """Yield windows that cover an image: of whole rows where they are short, as most files are stored so."""
     side = math.isqrt(AT_ONCE_PX)
