@@ -12,7 +12,7 @@ class GeonormError(Exception):
     def __str__(self) -> str:
         """Return the message, without the traceback that a DataLoader's worker process puts around it."""
         message = super().__str__()
-        if message.startswith("Caught ") and "Original Traceback" in message:
+        if message.startswith("Caught ") and "\nOriginal " in message:
             return message.rstrip().rpartition(f"{type(self).__name__}: ")[2]
         return message
 

@@ -17,7 +17,7 @@ from torchgeo.datamodules import NonGeoDataModule
 
 from geonorm.data.augment import Augmentations
 from geonorm.data.checking import Checked, check_pairs
-from geonorm.data.checking_findings import Findings
+from geonorm.data.checking_findings import Finding, Findings
 from geonorm.data.pairs import Pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
 from geonorm.data.spec import DatasetSpec
@@ -65,6 +65,7 @@ class PatchDataModule(NonGeoDataModule):
         self.seed = seed
         self.augment: Augmentations | None = None
         self._numbers = PatchNumbers(patches_per_epoch, batch_size=batch_size)
+        self._told: list[Finding] = []
 
     @abstractmethod
     def find(self, findings: Findings) -> dict[str, list[Pair]]:
@@ -77,7 +78,10 @@ class PatchDataModule(NonGeoDataModule):
     @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
         """Images and labels of the splits."""
-        return self.find(Findings(strict=True))
+        findings = Findings(strict=True)
+        pairs = self.find(findings)
+        self._told = findings.found
+        return pairs
 
     @property
     @abstractmethod
@@ -91,7 +95,9 @@ class PatchDataModule(NonGeoDataModule):
         Raises:
             DatasetError: Training could not work; the first of the reasons, and how many more there are.
         """
-        checked = check_pairs(self.pairs, self.facts.class_names, patch_px=self.patch_px)
+        pairs = self.pairs
+        findings = Findings(found=list(self._told))
+        checked = check_pairs(pairs, self.facts.class_names, patch_px=self.patch_px, findings=findings)
         checked.findings.raise_errors()
         if getattr(rank_zero_only, "rank", 0) == 0:
             checked.findings.log_warnings()
