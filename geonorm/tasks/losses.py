@@ -7,7 +7,9 @@ gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
 import torch
@@ -15,26 +17,36 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import GeonormError, InvalidConfigError, one_line
+from geonorm.errors import GeonormError, InvalidConfigError, name_some, one_line
+
+ClassWeighting = Literal["balanced", "log"]
+"""Weights of classes from their shares p of the training pixels.
+
+``"balanced"``: ``1 / (K p)``, so that all K classes weigh the same (King and Zeng, 2001; scikit-learn's rule).
+``"log"``: ``1 / ln(1.02 + p)``, which is at most 50, and gentler with rare classes (Paszke et al., ENet, 2016).
+"""
+ClassWeights = list[float] | ClassWeighting | None
 
 
 class CrossEntropy(nn.Module):
     """The mean of ``-log p(label)`` over the pixels that count, p by softmax.
 
     Args:
-        class_weights: Weight of the pixels of each class; the mean is then weighted. None: all alike.
+        class_weights: Weight of the pixels of each class; the mean is then weighted. ``"balanced"`` or ``"log"``: from
+            the shares of the classes in the training images, see `ClassWeighting`. None: all alike.
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: list[float] | None = None) -> None:
+    def __init__(self, class_weights: ClassWeights = None) -> None:
         super().__init__()
         # Not persistent: a checkpoint is the same whatever loss made it.
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
         self.register_buffer("class_weights", checked_weights(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss."""
-        check_class_weights(self.class_weights, logits)
+        check_class_weights(self.class_weights, logits, self.class_weighting)
         # Not cross_entropy's own mean: that is NaN for a batch in which no pixel counts.
         total = cross_entropy(logits, labels, self.class_weights, ignore_index=IGNORE_LABEL, reduction="sum")
         if self.class_weights is None:
@@ -57,8 +69,9 @@ class BinaryCrossEntropy(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: list[float] | None = None) -> None:
+    def __init__(self, class_weights: ClassWeights = None) -> None:
         super().__init__()
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
         self.register_buffer("class_weights", checked_weights(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -67,7 +80,7 @@ class BinaryCrossEntropy(nn.Module):
             raise InvalidConfigError(
                 f"BinaryCrossEntropy is for two classes, got {logits.shape[1]}. Use geonorm.tasks.losses.CrossEntropy."
             )
-        check_class_weights(self.class_weights, logits)
+        check_class_weights(self.class_weights, logits, self.class_weighting)
         weights = (labels != IGNORE_LABEL).to(logits.dtype)
         if self.class_weights is not None:
             weights = weights_of_labels(labels, self.class_weights)
@@ -92,16 +105,17 @@ class Focal(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(self, gamma: float = 2.0, class_weights: list[float] | None = None) -> None:
+    def __init__(self, gamma: float = 2.0, class_weights: ClassWeights = None) -> None:
         super().__init__()
         if gamma < 0:
             raise InvalidConfigError(f"gamma must not be negative, got {gamma}. 2 is the paper's.")
         self.gamma = gamma
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
         self.register_buffer("class_weights", checked_weights(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss."""
-        check_class_weights(self.class_weights, logits)
+        check_class_weights(self.class_weights, logits, self.class_weighting)
         surprise = cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="none")
         # Away from 0, where the slope of a power below 1 is infinite.
         missing = -torch.expm1(-surprise)
@@ -121,7 +135,8 @@ class Dice(nn.Module):
 
     Args:
         classes: Numbers of the classes that take part; None: all. ``[1]`` for buildings alone.
-        class_weights: Weight of each class in the average, one for every class of the data. None: all alike.
+        class_weights: Weight of each class in the average, one for every class of the data, or a rule as of
+            `CrossEntropy`. None: all alike.
         smooth: Added above and below the line.
         log_loss: ``-log`` of the score instead of one minus it.
     """
@@ -129,23 +144,24 @@ class Dice(nn.Module):
     def __init__(
         self,
         classes: list[int] | None = None,
-        class_weights: list[float] | None = None,
+        class_weights: ClassWeights = None,
         smooth: float = 0.0,
         log_loss: bool = False,
     ) -> None:
         super().__init__()
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
         self.class_weights = checked_weights(class_weights)
         self.overlap = smp.losses.DiceLoss(
             "multiclass",
             classes=_checked_classes(classes, class_weights),
-            class_weights=class_weights,
+            class_weights=None if isinstance(class_weights, str) else class_weights,
             smooth=smooth,
             log_loss=log_loss,
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss."""
-        check_class_weights(self.class_weights, logits)
+        check_class_weights(self.class_weights, logits, self.class_weighting)
         logits, labels = pixels_that_count(logits, labels)
         return self.overlap(logits, labels)
 
@@ -167,23 +183,24 @@ class Jaccard(nn.Module):
     def __init__(
         self,
         classes: list[int] | None = None,
-        class_weights: list[float] | None = None,
+        class_weights: ClassWeights = None,
         smooth: float = 0.0,
         log_loss: bool = False,
     ) -> None:
         super().__init__()
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
         self.class_weights = checked_weights(class_weights)
         self.overlap = smp.losses.JaccardLoss(
             "multiclass",
             classes=_checked_classes(classes, class_weights),
-            class_weights=class_weights,
+            class_weights=None if isinstance(class_weights, str) else class_weights,
             smooth=smooth,
             log_loss=log_loss,
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss."""
-        check_class_weights(self.class_weights, logits)
+        check_class_weights(self.class_weights, logits, self.class_weighting)
         logits, labels = pixels_that_count(logits, labels)
         return self.overlap(logits, labels)
 
@@ -292,27 +309,87 @@ def weights_of_labels(labels: Tensor, class_weights: Tensor) -> Tensor:
     return class_weights[torch.where(counts, labels, 0)] * counts
 
 
-def checked_weights(class_weights: Sequence[float] | None) -> Tensor | None:
-    """Return weights of classes as a tensor, none of them negative and not all 0."""
-    if class_weights is None:
+def weigh_classes(
+    loss: nn.Module, class_shares: Sequence[float] | None, class_names: Sequence[str]
+) -> dict[str, list[float]]:
+    """Give a loss and its parts the weights that they ask for by a rule, and return them by the name of the rule.
+
+    Args:
+        loss: It, or what it holds, may have been made with ``class_weights="balanced"``.
+        class_shares: Share of each class among the training pixels that count.
+        class_names: Their names, for messages.
+
+    Raises:
+        InvalidConfigError: The shares are not known, or a class has none.
+    """
+    given: dict[str, list[float]] = {}
+    for part in loss.modules():
+        rule: Any = getattr(part, "class_weighting", None)
+        if rule is None:
+            continue
+        if class_shares is None:
+            raise InvalidConfigError(
+                f"class_weights={rule} needs the shares of the classes, which this data module does not measure. Give "
+                "one number for each class."
+            )
+        given[rule] = weights_of_shares(rule, class_shares, class_names)
+        weights = torch.tensor(given[rule], dtype=torch.float32)
+        part.class_weights = weights
+        if isinstance(part, Dice | Jaccard):
+            part.overlap.class_weights = weights
+    return given
+
+
+def weights_of_shares(rule: ClassWeighting, class_shares: Sequence[float], class_names: Sequence[str]) -> list[float]:
+    """Return the weight of each class; see `ClassWeighting`.
+
+    Raises:
+        InvalidConfigError: A class has no share, so that its weight would be infinite.
+    """
+    if rule == "log":
+        return [1 / math.log(1.02 + share) for share in class_shares]
+    missing = [name for name, share in zip(class_names, class_shares, strict=True) if not share > 0]
+    if missing:
+        raise InvalidConfigError(
+            f"class_weights=balanced: no training pixel that was looked at is of class {name_some(missing)}. Leave it "
+            "out, take class_weights=log, or give one number for each class."
+        )
+    return [1 / (len(class_shares) * share) for share in class_shares]
+
+
+def checked_weights(class_weights: ClassWeights) -> Tensor | None:
+    """Return weights of classes as a tensor, none of them negative and not all 0; None where a rule is to give them."""
+    if class_weights is None or isinstance(class_weights, str):
+        if class_weights not in (None, "balanced", "log"):
+            raise InvalidConfigError(
+                f"class_weights must be one number for each class, balanced or log, got {class_weights!r}."
+            )
         return None
     if not all(weight >= 0 for weight in class_weights) or not any(class_weights):
         raise InvalidConfigError(f"class_weights must not be negative, and not all 0, got {list(class_weights)}.")
     return torch.tensor(class_weights, dtype=torch.float32)
 
 
-def check_class_weights(class_weights: Tensor | None, logits: Tensor) -> None:
-    """Raise `InvalidConfigError` unless there is one weight for each class."""
+def check_class_weights(class_weights: Tensor | None, logits: Tensor, rule: str | None = None) -> None:
+    """Raise `InvalidConfigError` unless there is one weight for each class, or none is asked for."""
+    if class_weights is None and rule is not None:
+        raise InvalidConfigError(
+            f"class_weights={rule} has no numbers yet: call geonorm.tasks.losses.weigh_classes first."
+        )
     if class_weights is not None and len(class_weights) != logits.shape[1]:
         raise InvalidConfigError(
             f"class_weights needs one number for each of {logits.shape[1]} classes, got {len(class_weights)}."
         )
 
 
-def _checked_classes(classes: list[int] | None, class_weights: list[float] | None) -> list[int] | None:
+def _checked_classes(classes: list[int] | None, class_weights: ClassWeights) -> list[int] | None:
     if classes is not None and (not classes or min(classes) < 0):
         raise InvalidConfigError(f"classes must name at least one class by its number from 0, got {classes}.")
-    if classes and class_weights and not any(weight for i, weight in enumerate(class_weights) if i in classes):
+    if (
+        classes
+        and isinstance(class_weights, list)
+        and not any(weight for i, weight in enumerate(class_weights) if i in classes)
+    ):
         raise InvalidConfigError(f"class_weights are 0 for all of classes {classes}.")
     return classes
 

@@ -26,7 +26,7 @@ from geonorm.norms.factory import class_behind
 from geonorm.raster.window import Window
 from geonorm.tasks.averaging import check_averaging, keep_constants, scale_of, set_scale_back
 from geonorm.tasks.checkpoint import KEPT_NORM, KEY, PREFIX, describe, describe_factory, localized_px_of
-from geonorm.tasks.losses import CrossEntropy, check_loss
+from geonorm.tasks.losses import CrossEntropy, check_loss, weigh_classes
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
 from geonorm.tasks.single_logit import silence_first_logit, with_first_logit_fixed
@@ -108,6 +108,10 @@ class SegmentationTask(LightningModule):
             )
         check_optimizer(optimizer)
         loss = CrossEntropy() if loss is None else loss
+        weights = weigh_classes(loss, spec.class_shares, spec.class_names)
+        for rule, numbers in weights.items():
+            named = zip(spec.class_names, numbers, strict=True)
+            rank_zero_info(f"Class weights ({rule}): {', '.join(f'{name} {weight:.4g}' for name, weight in named)}.")
         check_loss(loss, len(spec.class_names))
         self.learning_rate = learning_rate
         self.lr_milestones = list(lr_milestones or [])
@@ -136,6 +140,8 @@ class SegmentationTask(LightningModule):
         if localize_px is not None:
             self.network, _ = localize_norms(self.network, localize_px)
         self.description = describe(*made_by, self.spec, localized_px=localize_px)
+        if weights:
+            self.description["class_weights"] = weights
         self.scores = self._no_scores()
         self._scale: dict[str, Tensor] = {}
 
