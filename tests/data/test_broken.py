@@ -105,6 +105,15 @@ def test_nothing_is_found_in_a_sound_data_set(
     assert "Nothing is wrong" in screen(report)
 
 
+def test_images_that_are_to_be_in_two_splits_are_not_found_twice(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "data")
+
+    report = check_data(inria(tmp_path / "data", train_on_all=True), tmp_path / "out", pictures=0)
+
+    assert report.checked.findings.found == []
+    assert (report.splits["train"]["images"], report.splits["val"]["images"]) == (4, 1)
+
+
 def test_all_that_is_broken_is_told_at_once(tmp_path: Path) -> None:
     draw_folder(tmp_path / "data")
     both(
