@@ -22,6 +22,7 @@ import geonorm.inference
 from geonorm import __version__
 from geonorm.cli import main
 from geonorm.data.spec import INRIA
+from geonorm.data.statistics import FILE_NAME
 from geonorm.inference import predict_raster
 from geonorm.models import UNet
 from geonorm.norms import BatchNorm, GroupNorm, SwitchableNorm
@@ -132,7 +133,8 @@ def _no_arguments_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Return every file with its bytes, every folder with None."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    paths = [path for path in folder.rglob("*") if path.name != FILE_NAME]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def run(*words: str) -> int:

@@ -39,6 +39,7 @@ class Findings:
 
     strict: bool = False
     found: list[Finding] = field(default_factory=list)
+    _known: set[Finding] = field(default_factory=set, init=False, repr=False)
 
     @property
     def errors(self) -> list[Finding]:
@@ -100,5 +101,6 @@ class Findings:
     def _add(self, severity: Severity, kind: str, files: str | Sequence[str], text: str) -> None:
         names = (files,) if isinstance(files, str) else tuple(files)
         finding = Finding(severity=severity, kind=kind, files=names, text=" ".join(text.split()))
-        if finding not in self.found:  # one file of polygons may serve thousands of images
+        if finding not in self._known:  # one file of polygons may serve thousands of images
+            self._known.add(finding)
             self.found.append(finding)

@@ -29,7 +29,7 @@ MANY_NAN = 0.05
 """Share of values that are not finite before it is told; they count as pixels without data."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Looked:
     """What the windows of a pair hold."""
 

@@ -74,7 +74,9 @@ def check_data(
     findings = Findings()
     splits = data.find(findings)
     checked = _with_bars(data, splits, findings, windows=windows, progress=progress)
-    figures = {split: _figures(split, checked, len(data.facts.class_names)) for split in splits}
+    # A split for testing is no must.
+    named = [split for split, pairs in splits.items() if pairs or split in ("train", "val")]
+    figures = {split: _figures(split, checked, len(data.facts.class_names)) for split in named}
     report = DataReport(checked=checked, splits=figures, spec=data.facts, written=())
     written = [folder / "check.json", folder / "check.md"]
     for split in splits if pictures else ():
@@ -228,6 +230,7 @@ def summary(report: DataReport) -> str:
 
 
 def _plain(report: DataReport) -> dict[str, Any]:
+    pixels = {id(one.header): one for one in report.checked.looked}
     files = [
         {
             "image": header.pair.image,
@@ -241,7 +244,7 @@ def _plain(report: DataReport) -> dict[str, Any]:
             "bands": header.facts.count,
             "dtype": header.facts.dtype,
             "nodata": None if header.facts.nodata is None else str(header.facts.nodata),
-            **_pixels(next((one for one in report.checked.looked if one.header is header), None), report.spec),
+            **_pixels(pixels.get(id(header)), report.spec),
         }
         for header in report.checked.headers
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tests.data.broken import (
     write,
 )
 from tests.folders import names_in
+from tests.raster.odd_files import DAMAGED
 from tests.tasks.trainings import QUIET, run
 
 pytestmark = [
@@ -254,6 +256,30 @@ def test_pictures_show_the_rarest_class(tmp_path: Path) -> None:
     [(first, _)] = interesting([one for one in looked if one.split == "train"], most=1)
 
     assert first.pair.name == "austin7"
+
+
+@pytest.mark.real
+def test_nothing_is_found_in_real_images_but_what_is_there(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "buildings-rgb" / "oam-030"
+    data = inria(folder, val_names=["zanzibar1", "kampala1"])
+
+    report = check_data(data, tmp_path)
+
+    assert report.checked.findings.found == []
+    assert names_in(tmp_path) == ["check.json", "check.md", "train.png", "val.png"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", [*DAMAGED])
+def test_damaged_files_of_real_life_are_named(real_data: Path, tmp_path: Path, name: str) -> None:
+    draw_folder(tmp_path)
+    shutil.copy(real_data / "odd-geotiff" / name, tmp_path / "images" / "austin6.tif")
+
+    report = check_data(inria(tmp_path), tmp_path / "out", pictures=0)
+
+    assert any("images/austin6.tif" in finding.text for finding in report.errors)
+    with pytest.raises(GeonormError, match="austin6"):
+        inria(tmp_path).setup("fit")
 
 
 # The command

@@ -22,7 +22,7 @@ from tests.folders import names_in
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's folder of caches out of it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(statistics.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
 
 
 @pytest.fixture
