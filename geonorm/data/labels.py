@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import shapely  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
 
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import MOST_NAMES, DatasetError, InvalidConfigError, name_some
 from geonorm.raster.area import Area, AreaMissesError, AreaOnGrid
 from geonorm.raster.facts import RasterFacts, facts_of
+from geonorm.raster.footprint import footprint
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import same_grid
 from geonorm.raster.read import RasterSource, Reader, open_raster
@@ -273,13 +275,32 @@ def areas_of(path: str, changed_ns: int, attribute: str | None, layer: str | Non
     return Area.by_value(path, attribute, layer=layer)
 
 
+@lru_cache(maxsize=4)
+def _trees_of(path: str, changed_ns: int, attribute: str | None, layer: str | None) -> dict[Any, shapely.STRtree]:
+    """Return an index of the polygons of each value."""
+    areas = areas_of(path, changed_ns, attribute, layer)
+    return {value: shapely.STRtree(area.polygons) for value, area in areas.items()}
+
+
+def _near(area: Area, tree: shapely.STRtree, grid: Grid) -> Area:
+    """Return the polygons that may lie on an image: one file may hold those of a whole country."""
+    outline = footprint(grid, None if area.crs is None else area.crs.to_wkt())
+    if outline is None or area.crs is None:
+        return area
+    left, bottom, right, top = outline.bounds
+    margin = (right - left + top - bottom) / 20  # an edge of the image may bulge in the CRS of the polygons
+    near = tree.query(shapely.box(left - margin, bottom - margin, right + margin, top + margin))
+    return Area(area.polygons[np.sort(near)], area.crs, area.name)
+
+
 @lru_cache(maxsize=64)  # a patch opens its files anew, and a vector file is read whole
 def _polygon_labels(path: str, changed_ns: int, rules: LabelRules, grid: Grid) -> PolygonLabels:
     areas: dict[int, list[AreaOnGrid]] = {}
+    trees = _trees_of(path, changed_ns, rules.attribute, rules.layer)
     for value, area in areas_of(path, changed_ns, rules.attribute, rules.layer).items():
         label = rules.shapes if rules.attribute is None else rules.label_of(value, name=f"{rules.attribute} of {path}")
         try:
-            areas.setdefault(label, []).append(area.on(grid))
+            areas.setdefault(label, []).append(_near(area, trees[value], grid).on(grid))
         except AreaMissesError:
             continue  # an image without one is no mistake
     return PolygonLabels(areas, rules.background)

@@ -20,6 +20,7 @@ from rasterio.warp import reproject
 from geonorm.data.labels import LabelRules, open_labels
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import DatasetError, InvalidConfigError, RasterError
+from geonorm.raster.area import Area
 from geonorm.raster.read import open_raster
 from geonorm.raster.window import Window
 
@@ -240,3 +241,20 @@ def test_a_file_of_polygons_that_changes_is_read_anew(tmp_path: Path, image: str
 def test_rules_that_contradict_themselves_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message):
         LabelRules(**settings)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", "EPSG:3035"])
+def test_polygons_far_away_change_nothing(image: str, tmp_path: Path, crs: str) -> None:
+    random = np.random.default_rng(0)
+    east, north = 400_000 + random.uniform(-100, 200, 300), 5_300_000 + random.uniform(-200, 100, 300)
+    frame = geopandas.GeoDataFrame(geometry=shapely.box(east, north, east + 6, north + 4), crs=CRS).to_crs(crs)
+    frame.to_file(tmp_path / "houses.gpkg")
+
+    with open_raster(image) as raster:
+        grid = raster.grid
+        with open_labels(str(tmp_path / "houses.gpkg"), LabelRules(classes=((0,), (1,))), raster) as labels:
+            found = labels.read(WHOLE)
+
+    whole = Area.from_file(tmp_path / "houses.gpkg").on(grid).inside(WHOLE)
+    assert 0 < whole.mean() < 1
+    np.testing.assert_array_equal(found, whole)
