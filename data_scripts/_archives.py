@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 from _script import MOST_NAMES, check_space, written_whole
 from tqdm import tqdm
@@ -135,7 +136,10 @@ def _with_py7zr(parts: Sequence[Path], member: str, folder: Path) -> None:
     for part in parts:
         (links / part.name).symlink_to(part.absolute())
     try:
-        with multivolumefile.open(links / parts[0].stem, mode="rb") as joined, py7zr.SevenZipFile(joined) as archive:
+        with (
+            multivolumefile.open(links / parts[0].stem, mode="rb") as joined,
+            py7zr.SevenZipFile(cast("IO[bytes]", joined)) as archive,
+        ):
             archive.extract(folder, [member])
     except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError, OSError, ValueError) as error:
         raise DatasetError(f"{parts[0]} cannot be unpacked: {one_line(error)}. Download its parts again.") from error
