@@ -36,23 +36,24 @@ from torch.utils.data import DataLoader, Dataset
 from geonorm.data import ChesapeakeDataModule, InriaDataModule
 
 INRIA_PATCH_PX, CHESAPEAKE_PATCH_PX = 572, 256
+PAPER_BATCH = {"inria": 12, "chesapeake": 96}
+MEMORY_BATCHES = 30
 SPLITS = ("train", "val", "test")
 
 
 def main(layout: str, *, tiles: int, block_px: int | None, batch_size: int, batches: int, rounds: int) -> None:
-    """Print one JSON line for each way of reading, and one for each worker's memory."""
+    """Print one JSON line for the memory of a worker, and one for each way of reading."""
     # torchgeo takes the first letters with digits behind them, anywhere in a path, for a tile's name.
     with _folder_without_digits() as root:
         make = {"inria": _inria, "chesapeake": _chesapeake}[layout]
         ways = make(root, tiles, block_px, batch_size)
-        facts = {"benchmark": f"sampling, {layout}", "block_px": block_px, "batch_size": batch_size, "tiles": tiles}
+        facts = {"benchmark": f"sampling, {layout}", "block_px": block_px, "tiles": tiles}
+        # First: a worker is a copy of this process, and what it inherits and then changes is its own.
+        own = _worker_memory(ways["geonorm"], batch_size=PAPER_BATCH[layout])
+        print(json.dumps({**facts, "batch_size": PAPER_BATCH[layout], **own}), flush=True)
         seconds = alternate({way: _reader(data, batches) for way, data in ways.items()}, rounds=rounds)
         each = {way: [value / (batches * batch_size) for value in values] for way, values in seconds.items()}
-        print_ratios(each, to="geonorm", **facts, per="patch")
-        for way, data in ways.items():
-            idle, reading = (_worker_bytes(one, 10 * batches) for one in (_Nothing(data, batches), data))
-            line = {**facts, "way": way, "worker_bytes_above_idle": reading - idle, "idle_worker_bytes": idle}
-            print(json.dumps(line), flush=True)
+        print_ratios(each, to="geonorm", **facts, batch_size=batch_size, per="patch")
 
 
 @contextmanager
@@ -206,26 +207,29 @@ def _reader(data: Any, batches: int) -> Callable[[], object]:
     return read
 
 
-class _Nothing(Dataset[Any]):
+class _Nothing(Dataset[torch.Tensor]):
     """What a worker reads that does nothing."""
 
-    def __init__(self, data: Any, batches: int) -> None:
-        self.batch_size, self.batches = data.batch_size, batches
-
     def __len__(self) -> int:
-        return self.batch_size * self.batches
+        return MEMORY_BATCHES
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.zeros(1)
 
 
-def _worker_bytes(data: Any, batches: int) -> int:
-    """Return the most memory that one worker held for itself while it read."""
-    iterator: Iterator[Any]
-    if isinstance(data, _Nothing):
-        iterator = iter(DataLoader(data, batch_size=data.batch_size, num_workers=1))
-    else:
-        iterator = _batches(data, workers=1)
+def _worker_memory(data: Any, *, batch_size: int) -> dict[str, Any]:
+    """Return the most memory that one worker held for itself, idle and while it read batches of some size."""
+    usual = data.batch_size
+    data.batch_size = batch_size
+    data.setup("fit")
+    idle = _most_bytes(iter(DataLoader(_Nothing(), num_workers=1)))
+    reading = _most_bytes(_batches(data, workers=1))
+    data.batch_size = usual
+    data.setup("fit")
+    return {"worker_bytes_above_idle": reading - idle, "idle_worker_bytes": idle}
+
+
+def _most_bytes(batches: Iterator[Any]) -> int:
     most, stop = [0], threading.Event()
 
     def look() -> None:
@@ -235,11 +239,10 @@ def _worker_bytes(data: Any, batches: int) -> int:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    for _ in islice(iterator, batches):
+    for _ in islice(batches, MEMORY_BATCHES):
         time.sleep(0.05)
     stop.set()
     watcher.join()
-    del iterator
     return most[0]
 
 
