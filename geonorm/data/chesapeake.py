@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from torchgeo.datasets import ChesapeakeCVPR
 
@@ -14,14 +16,18 @@ from geonorm.data.pairs import Pair
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import CHESAPEAKE, DatasetSpec
 from geonorm.errors import MOST_NAMES, InvalidConfigError, name_some
+from geonorm.raster.facts import facts_of
+from geonorm.raster.read import open_raster
 
 STATES = ("de", "md", "ny", "pa", "va", "wv")
 SPLITS = ("train", "val", "test")
 BANDS = (1, 2, 3, 4)
 FOUR_CLASSES = LabelRules(classes=((1,), (2,), (3,), (4, 5, 6)), ignored=(0, 15))
 """Water, forest, field, and all that is barren or built; pixels without a label (0, 15) do not count."""
+_FOLDER = "{state}_1m_*_extended-debuffered-{split}_tiles"
 
-Imagery = Literal["naip-new", "naip-old"]
+NAIP = ("naip-new", "naip-old")
+SUFFIXES = (".tif", ".vrt")
 
 
 class ChesapeakeDataModule(PatchDataModule):
@@ -38,7 +44,9 @@ class ChesapeakeDataModule(PatchDataModule):
         train_states: States to train on: ``de``, ``md``, ``ny``, ``pa``, ``va``, ``wv``.
         val_states: States to validate on; the same where None.
         test_states: States to test on; the same where None. Others show how well a network generalizes.
-        imagery: ``"naip-new"`` (2013 or 2014) or ``"naip-old"`` (2011 or 2012).
+        imagery: ``"naip-new"`` (2013 or 2014) or ``"naip-old"`` (2011 or 2012), four bands; or another layer, of which
+            all bands are taken: ``"landsat-leaf-on"``, or a stack of layers that ``data_scripts/stack_layers.py`` made,
+            such as ``"naip-new+nlcd"``.
         patch_px: Side of a training patch.
         batch_size: Patches per step.
         patches_per_epoch: Patches per epoch.
@@ -57,7 +65,7 @@ class ChesapeakeDataModule(PatchDataModule):
         train_states: list[str] | None = None,
         val_states: list[str] | None = None,
         test_states: list[str] | None = None,
-        imagery: Imagery = "naip-new",
+        imagery: str = "naip-new",
         patch_px: int = 256,
         batch_size: int = 96,
         patches_per_epoch: int = 50_000,
@@ -85,8 +93,20 @@ class ChesapeakeDataModule(PatchDataModule):
 
     @property
     def facts(self) -> DatasetSpec:
-        """Four bands, four classes."""
-        return CHESAPEAKE
+        """Four bands or those of the layers, four classes."""
+        return replace(CHESAPEAKE, bands=self._band_names)
+
+    @cached_property
+    def _band_names(self) -> tuple[str, ...]:
+        if self.imagery in NAIP:
+            return CHESAPEAKE.bands
+        images = (_images(self.root, state, "train", self.imagery)[1] for state in self.states["train"])
+        image = next(chain.from_iterable(images), None)
+        if image is None:
+            return CHESAPEAKE.bands  # what is missing is told where tiles are looked for
+        with open_raster(str(image)) as reader:
+            said = facts_of(reader).descriptions
+        return tuple(name or f"band {at}" for at, name in enumerate(said, start=1))
 
     def find(self, findings: Findings) -> dict[str, list[Pair]]:
         """Images and land cover of the splits."""
@@ -94,13 +114,23 @@ class ChesapeakeDataModule(PatchDataModule):
             split: [
                 pair
                 for state in self.states[split]
-                for pair in find_tiles(self.root, state, split, self.imagery, findings)
+                for pair in find_tiles(
+                    self.root, state, split, self.imagery, findings, bands=range(1, len(self._band_names) + 1)
+                )
             ]
             for split in SPLITS
         }
 
 
-def find_tiles(root: Path, state: str, split: str, imagery: str, findings: Findings | None = None) -> Sequence[Pair]:
+def find_tiles(
+    root: Path,
+    state: str,
+    split: str,
+    imagery: str,
+    findings: Findings | None = None,
+    *,
+    bands: Sequence[int] = BANDS,
+) -> Sequence[Pair]:
     """Return the tiles of a state and a split with their land cover, by name.
 
     Args:
@@ -109,15 +139,15 @@ def find_tiles(root: Path, state: str, split: str, imagery: str, findings: Findi
         split: ``train``, ``val`` or ``test``.
         imagery: As of `ChesapeakeDataModule`.
         findings: Take what is wrong; raised where None.
+        bands: Bands of the images, counted from 1.
 
     Raises:
         DatasetError: There are none, or one has no land cover.
     """
     findings = Findings(strict=True) if findings is None else findings
-    pattern = f"{state}_1m_*_extended-debuffered-{split}_tiles"
-    folders = [folder for part in ("cvpr_chesapeake_landcover", "") for folder in sorted((root / part).glob(pattern))]
-    images = sorted(path for folder in folders for path in folder.glob(f"*_{imagery}.tif"))
+    folders, images = _images(root, state, split, imagery)
     if not images:
+        pattern = _FOLDER.format(state=state, split=split)
         problem = f"has no folder {pattern}" if not folders else f"has no *_{imagery}.tif in {folders[0].name}"
         findings.error(
             "no images",
@@ -125,7 +155,7 @@ def find_tiles(root: Path, state: str, split: str, imagery: str, findings: Findi
             f"{root} {problem if root.exists() else 'does not exist'}. Give cvpr_chesapeake_landcover or its parent.",
         )
         return []
-    labels = [path.with_name(path.name.removesuffix(f"_{imagery}.tif") + "_lc.tif") for path in images]
+    labels = [path.with_name(f"{path.stem.removesuffix(f'_{imagery}')}_lc.tif") for path in images]
     lonely = [path for path, label in zip(images, labels, strict=True) if not label.exists()]
     if lonely:
         findings.error(
@@ -135,7 +165,15 @@ def find_tiles(root: Path, state: str, split: str, imagery: str, findings: Findi
             f"{name_some([path.name for path in lonely], MOST_NAMES)}.",
         )
     return [
-        Pair(image=str(image), labels=str(label), group=state, bands=BANDS, rules=FOUR_CLASSES)
+        Pair(image=str(image), labels=str(label), group=state, bands=tuple(bands), rules=FOUR_CLASSES)
         for image, label in zip(images, labels, strict=True)
         if image not in lonely
     ]
+
+
+def _images(root: Path, state: str, split: str, imagery: str) -> tuple[Sequence[Path], Sequence[Path]]:
+    """Return the folders of a state and a split, and the images in them, by name."""
+    pattern = _FOLDER.format(state=state, split=split)
+    folders = [folder for part in ("cvpr_chesapeake_landcover", "") for folder in sorted((root / part).glob(pattern))]
+    found = [path for folder in folders for suffix in SUFFIXES for path in folder.glob(f"*_{imagery}{suffix}")]
+    return folders, sorted(found)

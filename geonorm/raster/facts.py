@@ -19,6 +19,8 @@ class RasterFacts:
     """What each band is tagged as: ``red``, ``alpha``, ``palette`` ..."""
     nodata: float | None
     """Value without data of the first band that is read."""
+    descriptions: tuple[str, ...]
+    """What each band is called in the file; empty where it does not say."""
 
     @property
     def count_without_alpha(self) -> int:
@@ -40,4 +42,5 @@ def facts_of(reader: Reader) -> RasterFacts:
         dtype=str(dataset.dtypes[band - 1]),
         interpretations=tuple(tag.name for tag in dataset.colorinterp),
         nodata=dataset.nodatavals[band - 1],
+        descriptions=tuple(said or "" for said in dataset.descriptions),
     )

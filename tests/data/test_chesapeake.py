@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
+from stack_layers import main as stack_layers
 
 from geonorm.data import ChesapeakeDataModule
 from geonorm.data.pairs import open_pair
@@ -129,3 +130,30 @@ def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
     draw(folder / "m_1_naip-new.tif", noise(4, 0), 26918)
     with pytest.raises(DatasetError, match=r"1 of 1 images in .* have no land cover .*: m_1_naip-new\.tif"):
         _ = module(tmp_path).pairs
+
+
+def test_a_stack_of_layers_is_an_image_of_all_their_bands(root: Path) -> None:
+    assert stack_layers([str(root), "--layers", "naip-new", "naip-old"]) == 0
+
+    data = module(root, train_states=["md"], imagery="naip-new+naip-old")
+
+    pair = data.pairs["train"][0]
+    with open_pair(pair) as files:
+        found = files.read(Window(0, 0, SIDE, SIDE))
+    assert data.spec.bands[3:5] == ("naip-new near infrared", "naip-old red")
+    assert len(data.spec.band_means or ()) == 8
+    assert np.array_equal(found.values, np.concatenate([noise(4, 0), noise(4, 10)]))
+    assert found.valid.all()  # a band that is read is data, whatever its tag says
+    assert pair.labels.endswith("train0_ne_18_1_lc.tif")
+
+
+def test_any_layer_of_the_tiles_is_an_image(root: Path) -> None:
+    data = module(root, train_states=["md"], imagery="nlcd")
+
+    assert data.spec.bands == ("band 1",)
+    assert all(pair.bands == (1,) and pair.image.endswith("_nlcd.tif") for pair in data.pairs["test"])
+
+
+def test_a_layer_that_is_not_there_is_one_line(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has no \*_radar\.tif in md_1m_2013"):
+        module(root, train_states=["md"], imagery="radar").setup("fit")
