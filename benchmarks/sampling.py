@@ -72,10 +72,11 @@ def _inria(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dic
     draw = np.random.default_rng(0)
     for name in names:
         size = 5000 if int(name[6:]) > 5 else 600
+        place: dict[str, Any] = {"epsg": 26914, "pixel_m": 0.3, "west": 600_000 + 1500 * int(name[6:])}
         image = draw.integers(0, 256, (3, size, size), dtype=np.uint8)
-        _write(folder / "images" / f"{name}.tif", image, block_px=block_px, epsg=26914, pixel_m=0.3)
+        _write(folder / "images" / f"{name}.tif", image, block_px=block_px, **place)
         mask = np.kron(draw.integers(0, 2, (size // 50, size // 50)), np.ones((50, 50))).astype(np.uint8) * 255
-        _write(folder / "gt" / f"{name}.tif", mask[None], block_px=block_px, epsg=26914, pixel_m=0.3)
+        _write(folder / "gt" / f"{name}.tif", mask[None], block_px=block_px, **place)
     (root / "AerialImageDataset" / "test" / "images").mkdir(parents=True)
     from torchgeo.datamodules import InriaAerialImageLabelingDataModule
 
