@@ -17,10 +17,11 @@ from torch import nn
 from geonorm.cli import main
 from geonorm.data import ChesapeakeDataModule, InriaDataModule
 from geonorm.evaluation.comparison_plan import plan_comparison
+from geonorm.evaluation.comparison_runs import write_text
 from geonorm.models import UNet, tile_geometry
 from geonorm.norms import BatchNorm, LocalContextNorm
 from geonorm.norms.base import Norm
-from geonorm.tasks.checkpoint import load_model
+from geonorm.tasks.checkpoint import factory_of, load_model
 from tests.tasks.trainings import QUIET
 
 pytestmark = QUIET
@@ -139,6 +140,31 @@ def test_the_tables_compare_the_papers_norms_with_their_groups(
     assert norms["GN"]["init_args"] == {"num_groups": groups}
     assert norms["LCN"]["init_args"] == {"window_cells": window, "group_size": 4}
     assert norms["LCN"] == settings(file)["model"]["norm"]
+
+
+@pytest.mark.parametrize("budget", [None, "small"])
+@pytest.mark.parametrize("file", [INRIA_VAL, CHESAPEAKE])
+def test_every_norm_of_a_table_reaches_the_network_as_the_table_says_it(
+    file: Path, budget: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_comparison(tmp_path, [file], budget=budget, seeds=[0])
+    last = file if budget is None else file.with_name(f"{file.stem}.{budget}.yaml")
+    norms = settings(last)["compare"]["norms"]
+    for path, content in plan.stripped.items():
+        write_text(path, yaml.safe_dump(dict(content)))
+
+    for run in plan.runs:
+        write_text(run.folder / "run.yaml", yaml.safe_dump(dict(run.config)))
+        with pytest.raises(SystemExit):
+            main(["fit", *run.words, "--print_config"])
+        model = yaml.safe_load(capsys.readouterr().out)["model"]
+        norm, network = factory_of(model["norm"]), factory_of(model["network"])
+        made = network(3, 2, norm=norm)
+        said = norms[run.norm]
+        assert model["norm"]["class_path"] == said["class_path"]
+        given = {key: value for key, value in model["norm"]["init_args"].items() if key in said.get("init_args", {})}
+        assert given == said.get("init_args", {})
+        assert any(type(module).__name__ == said["class_path"].rpartition(".")[2] for module in made.modules())
 
 
 SMALLER = [

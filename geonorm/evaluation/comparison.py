@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from geonorm.errors import GeonormError, InvalidConfigError, name_some
 from geonorm.evaluation.comparison_picture import draw_comparison
 from geonorm.evaluation.comparison_plan import Comparison, plan_comparison
@@ -20,6 +22,7 @@ from geonorm.evaluation.comparison_runs import (
     last_line,
     only_one,
     run_missing,
+    write_text,
 )
 from geonorm.evaluation.comparison_table import Summary, gather, write_tables
 from geonorm.evaluation.shift import make_folder
@@ -87,6 +90,8 @@ def compare(
             discard(planned.runs)
         check_settings(planned.runs, checkpoint)
         _draw_scenes(planned, folder / SCENES, progress=progress)
+        for path, content in planned.stripped.items():
+            write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
         done = sum(map(is_done, planned.runs))
         if done:
             say(f"{done} of {len(planned.runs)} trainings are done and stay as they are.")

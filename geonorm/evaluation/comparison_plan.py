@@ -62,6 +62,8 @@ class Comparison:
     """Groups (cities, states) that are scored together as well, by the name of the pool."""
     drawn: Mapping[str, Any]
     """Scenes to draw before the trainings; empty: none."""
+    stripped: Mapping[Path, Mapping[str, Any]]
+    """Files to write before the trainings: what the configuration says, but for its norm."""
 
 
 def plan_comparison(
@@ -86,7 +88,14 @@ def plan_comparison(
     if len({*numbers}) < len(numbers) or min(numbers, default=-1) < 0:
         raise InvalidConfigError(f"seeds must be different numbers of 0 or more, got {' '.join(map(str, numbers))}.")
     drawn = section.get("drawn", {})
-    words = [*(f"--config={file}" for file in files), *more]
+    own_norm = [word for word in more if word.startswith("--model.norm")]
+    if own_norm:
+        raise InvalidConfigError(f"compare sets the norm itself, got {own_norm[0]}. Name norms with --norms.")
+    stripped = {
+        out_dir / "configs" / f"{at}_{file.name}": _without_norm(content)
+        for at, (file, content) in enumerate(zip(files, contents, strict=True))
+    }
+    words = [*(f"--config={file}" for file in stripped), *more]
     if drawn:
         words.append(f"--data.root={out_dir / 'scenes'}")
     seeded = _takes_seed(contents, more)
@@ -117,7 +126,7 @@ def plan_comparison(
     # Seed by seed, so that a comparison that is stopped half way holds all norms.
     runs = [run(name, norm, seed) for seed in numbers for name, norm in chosen.items()]
     pools = {str(pool): tuple(map(str, groups)) for pool, groups in section.get("pools", {}).items()}
-    return Comparison(runs=tuple(runs), pools=pools, drawn=drawn)
+    return Comparison(runs=tuple(runs), pools=pools, drawn=drawn, stripped=stripped)
 
 
 def _with_budget(configs: Sequence[Path], budget: str | None) -> list[Path]:
@@ -211,6 +220,15 @@ def _takes_seed(contents: Sequence[Mapping[str, Any]], words: Sequence[str]) -> 
 def _said(contents: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     """Return what the files say of something, the last first."""
     return [content[key] for content in reversed(contents) if isinstance(content.get(key), dict)]
+
+
+def _without_norm(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the norm: where one class is laid over another, the parser hands it the other's arguments."""
+    rest = {key: value for key, value in content.items() if key not in ("compare", "model")}
+    model = content.get("model")
+    if isinstance(model, dict):
+        model = {key: value for key, value in model.items() if key != "norm"}
+    return {**rest, "model": model} if model else rest
 
 
 def _without_compare(settings: dict[str, Any]) -> dict[str, Any]:

@@ -112,9 +112,8 @@ def last_line(run: Run) -> str:
 def _run(run: Run, *, checkpoint: Checkpoint, threads: int, stop: Event) -> bool:
     if stop.is_set():
         return False
-    run.folder.mkdir(parents=True, exist_ok=True)
-    _write(run.folder / "run.yaml", yaml.safe_dump(dict(run.config), sort_keys=False))
-    _write(run.folder / SETTINGS_FILE, json.dumps(_settings(run, checkpoint), indent=1))
+    write_text(run.folder / "run.yaml", yaml.safe_dump(dict(run.config), sort_keys=False))
+    write_text(run.folder / SETTINGS_FILE, json.dumps(_settings(run, checkpoint), indent=1))
     quiet = ["--trainer.enable_progress_bar=false"]
     if not _is_trained(run):
         last = newest_checkpoint(run, "last")
@@ -202,7 +201,9 @@ def _difference(there: Any, wanted: Any, name: str = "") -> str:
     return f"{name}: there {there!r:.60}, now {wanted!r:.60}"
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     put_in_place(partial, path)

@@ -66,10 +66,23 @@ def test_a_budget_lays_its_files_over_their_originals(tmp_path: Path) -> None:
     full, other = config(tmp_path, "full.yaml"), config(tmp_path, "other.yaml")
     small = config(tmp_path, "full.small.yaml", compare={"drawn": {"layout": "inria"}})
 
-    [run] = plan_comparison(tmp_path / "out", [full, other], budget="small", norms=["BN"], seeds=[0]).runs
+    plan = plan_comparison(tmp_path / "out", [full, other], budget="small", norms=["BN"], seeds=[0])
 
-    assert run.words[:3] == (f"--config={full}", f"--config={small}", f"--config={other}")
+    [run] = plan.runs
+    names = ["0_full.yaml", "1_full.small.yaml", "2_other.yaml"]
+    assert [*plan.stripped] == [tmp_path / "out/configs" / name for name in names]
+    assert run.words[:3] == tuple(f"--config={tmp_path / 'out/configs' / name}" for name in names)
+    assert small.is_file()
     assert f"--data.root={tmp_path / 'out/scenes'}" in run.words
+
+
+def test_the_configuration_s_own_norm_is_left_out(tmp_path: Path) -> None:
+    norm = {"class_path": "geonorm.norms.LocalContextNorm", "init_args": {"window_cells": 9}}
+    file = config(tmp_path, model={"norm": norm, "learning_rate": 0.1}, compare={"seeds": [0]})
+
+    plan = plan_comparison(tmp_path / "out", [file], norms=["SN"])
+
+    assert [*plan.stripped.values()] == [{"data": OUR_DATA, "model": {"learning_rate": 0.1}}]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,7 @@ def test_what_a_result_depends_on_leaves_out_the_other_norms_and_seeds(tmp_path:
         ({"norms": ["../x=a.yaml"]}, "a norm's name is that of a folder too"),
         ({"seeds": [1, 1]}, "seeds must be different numbers"),
         ({"seeds": [-1]}, "seeds must be different numbers"),
+        ({"more": ["--model.norm.window_px=3"]}, "Name norms with --norms"),
         ({"budget": "tiny"}, "there is no budget tiny: "),
     ],
 )
