@@ -19,7 +19,7 @@ from geonorm.data.augment import Augmentations
 from geonorm.data.checking import Checked, check_pairs
 from geonorm.data.checking_findings import Finding, Findings
 from geonorm.data.pairs import Pair
-from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned
+from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned, unpacked
 from geonorm.data.spec import DatasetSpec
 from geonorm.data.statistics import Statistics, cached_statistics
 from geonorm.errors import InvalidConfigError
@@ -186,13 +186,12 @@ class PatchDataModule(NonGeoDataModule):
             return batch
         spec = self.spec
         means = torch.tensor(spec.band_means, device=batch["image"].device)[:, None, None]
-        valid = batch["valid"][:, None]
-        valid = valid & batch.get("value_valid", valid)
+        valid = unpacked(batch["valid"], batch["image"].shape[1])
         image = torch.where(valid, batch["image"].to(torch.float32), means)
         turns = batch["turn"].tolist()
         image, labels, valid = (
             torch.stack([turned(one, turn) for one, turn in zip(part, turns, strict=True)])
-            for part in (image, batch["mask"], valid.expand_as(image))
+            for part in (image, batch["mask"], valid)
         )
         if self.augment is not None:
             assert spec.band_means is not None

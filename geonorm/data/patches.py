@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -28,8 +29,8 @@ class RandomPatches(Dataset[Sample]):
     """Square windows at random places of random images, read from disk one by one.
 
     An image is drawn with a chance in proportion to its pixels. One smaller than a patch is extended by reflection.
-    A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (bool ``(h, w)``), ``value_valid`` (bool
-    ``(C, h, w)``), ``mask`` (labels ``(h, w)``, uint8, `IGNORE_LABEL` where there is no data), ``turn`` (0 to 7, see
+    A sample holds ``image`` (raw band values ``(C, h, w)``), ``valid`` (which of them count, see
+    `unpacked`), ``mask`` (labels ``(h, w)``, uint8, `IGNORE_LABEL` where there is no data), ``turn`` (0 to 7, see
     `turned`) and ``number``.
 
     Args:
@@ -105,12 +106,23 @@ def read_sample(pair: OpenPair, window: Window, side_px: int) -> Sample:
     if values.dtype == np.uint16:
         values = values.astype(np.int32)  # torch can do little with uint16
     missing = [(0, side_px - window.height), (0, side_px - window.width)]
+    bits = packed(pixels.value_valid & pixels.valid)
     return {
         "image": torch.from_numpy(np.pad(values, [(0, 0), *missing], mode="reflect")),
-        "valid": torch.from_numpy(np.pad(pixels.valid, missing, mode="reflect")),
-        "value_valid": torch.from_numpy(np.pad(pixels.value_valid, [(0, 0), *missing], mode="reflect")),
+        "valid": torch.from_numpy(np.pad(bits, [(0, 0), *missing], mode="reflect")),
         "mask": torch.from_numpy(np.pad(labels, missing, mode="reflect")),
     }
+
+
+def packed(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return ``(ceil(C / 8), h, w)``, a bit for each of the bands of ``(C, h, w)``: a batch waits in memory."""
+    return np.packbits(valid, axis=0, bitorder="little")
+
+
+def unpacked(bits: Tensor, bands: int) -> Tensor:
+    """Return what `packed` took, ``(..., C, h, w)``, bool."""
+    each = bits.unsqueeze(-3) >> torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
+    return (each & 1).bool().flatten(-4, -3)[..., :bands, :, :]
 
 
 class PatchNumbers(DistributedSampler[int]):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from geonorm.data.pairs import Pair, open_pair
-from geonorm.data.patches import read_sample
+from geonorm.data.patches import read_sample, unpacked
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.models.rescale import rescale_of
@@ -112,7 +112,7 @@ class PictureLogger(Callback):
             rows, cols = min(side_px, height), min(side_px, width)
             sample = read_sample(files, Window((height - rows) // 2, (width - cols) // 2, rows, cols), side_px)
         fill = rescale_of(task.network).mean[:, None, None].cpu()
-        valid = sample["valid"] & sample["value_valid"]
+        valid = unpacked(sample["valid"], len(sample["image"]))
         return torch.where(valid, sample["image"].to(torch.float32), fill)[None], sample["mask"][None]
 
 

@@ -397,7 +397,7 @@ def test_image_and_labels_are_turned_alike_on_the_device(tmp_path: Path) -> None
     data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path)
     labels = torch.randint(0, 2, (8, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     image = labels[:, None].repeat(1, 3, 1, 1) * 100
-    valid = torch.ones(8, 6, 6, dtype=torch.bool)
+    valid = torch.full((8, 1, 6, 6), 7, dtype=torch.uint8)  # a bit for each band
 
     batch = data.on_after_batch_transfer({"image": image, "valid": valid, "mask": labels, "turn": torch.arange(8)}, 0)
 

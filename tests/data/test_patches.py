@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from geonorm.data import patches as module
 from geonorm.data.pairs import Pair, open_pair
-from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, Sample, WholeShare, turned
+from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, Sample, WholeShare, packed, turned, unpacked
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import DatasetError
 
@@ -215,8 +215,7 @@ def test_a_sample_holds_image_validity_labels_turn_and_number(tmp_path: Path) ->
 
     assert held == {
         "image": (torch.uint8, (3, 32, 32)),
-        "valid": (torch.bool, (32, 32)),
-        "value_valid": (torch.bool, (3, 32, 32)),
+        "valid": (torch.uint8, (1, 32, 32)),
         "mask": (torch.uint8, (32, 32)),
         "turn": (torch.int64, ()),
         "number": (torch.int64, ()),
@@ -243,7 +242,7 @@ def test_an_image_smaller_than_a_patch_is_reflected_with_its_labels(tmp_path: Pa
 
     np.testing.assert_array_equal(sample["image"], image[:, rows][:, :, cols])
     np.testing.assert_array_equal(sample["mask"], labels[rows][:, cols])
-    assert sample["valid"].all()
+    assert unpacked(sample["valid"], 2).all()
 
 
 def reflected(first: int, size: int, side_px: int = 32) -> list[int]:
@@ -261,7 +260,7 @@ def test_pixels_without_data_do_not_count_and_have_no_label(tmp_path: Path) -> N
 
         hole = (sample["image"] == 0).all(0)
 
-        assert torch.equal(sample["valid"].expand(2, 32, 32), ~hole.expand(2, 32, 32))
+        assert torch.equal(unpacked(sample["valid"], 2), ~hole.expand(2, 32, 32))
         assert torch.equal(sample["mask"] == IGNORE_LABEL, hole)
 
 
@@ -273,7 +272,7 @@ def test_holes_are_reflected_too(tmp_path: Path) -> None:
 
     hole = (sample["image"] == 0).all(0)
     assert int(hole.sum()) > 4 * 8
-    assert torch.equal(sample["valid"].expand(2, 32, 32), ~hole.expand(2, 32, 32))
+    assert torch.equal(unpacked(sample["valid"], 2), ~hole.expand(2, 32, 32))
     assert torch.equal(sample["mask"] == IGNORE_LABEL, hole)
 
 
@@ -284,6 +283,18 @@ def test_a_pixel_that_only_one_band_lacks_keeps_its_label(tmp_path: Path) -> Non
     sample = patches(tmp_path, image, nodata=0)[0]
 
     assert not (sample["mask"] == IGNORE_LABEL).any()
+    assert torch.equal(unpacked(sample["valid"], 2), sample["image"] != 0)
+
+
+@given(st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_bits_of_any_number_of_bands_come_back(bands: int, seed: int) -> None:
+    valid = np.random.default_rng(seed).random((bands, 3, 5)) < 0.5
+
+    bits = torch.from_numpy(packed(valid))
+
+    assert bits.shape == (-(-bands // 8), 3, 5)
+    assert np.array_equal(unpacked(bits, bands), valid)
+    assert np.array_equal(unpacked(bits.expand(2, *bits.shape), bands), np.stack([valid, valid]))
 
 
 def test_a_mask_with_another_value_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_shares_of_the_label_values_are_counted(tmp_path: Path, capsys: pytest.C
         (["--out", "scale.txt"], "--out must end in .yaml or .json, got scale.txt"),
         (["--windows", "-1"], "--windows must be 0 (every pixel) or more, got -1"),
         (["--bands", "7"], "has 2 band(s), but bands [7] are asked for"),
-        (["--labels", "nowhere"], "is no folder, no file of polygons"),
+        (["--labels", "nowhere"], "there is no file nowhere"),
         (["--nodata", "5"], "band 1, 2 of the 1 images holds no valid pixel"),
     ],
 )
