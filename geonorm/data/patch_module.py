@@ -187,7 +187,9 @@ class PatchDataModule(NonGeoDataModule):
         spec = self.spec
         means = torch.tensor(spec.band_means, device=batch["image"].device)[:, None, None]
         valid = unpacked(batch["valid"], batch["image"].shape[1])
-        image = torch.where(valid, batch["image"].to(torch.float32), means)
+        image = batch["image"].to(torch.float32)
+        if not valid.all():  # rare, and as dear as reading
+            image = torch.where(valid, image, means)
         turns = batch["turn"].tolist()
         image, labels, valid = (
             torch.stack([turned(one, turn) for one, turn in zip(part, turns, strict=True)])

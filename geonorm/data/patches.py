@@ -121,8 +121,8 @@ def packed(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def unpacked(bits: Tensor, bands: int) -> Tensor:
     """Return what `packed` took, ``(..., C, h, w)``, bool."""
-    each = bits.unsqueeze(-3) >> torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
-    return (each & 1).bool().flatten(-4, -3)[..., :bands, :, :]
+    each = 2 ** torch.arange(min(8, bands), dtype=torch.uint8, device=bits.device)[:, None, None]
+    return ((bits.unsqueeze(-3) & each) != 0).flatten(-4, -3)[..., :bands, :, :]
 
 
 class PatchNumbers(DistributedSampler[int]):
