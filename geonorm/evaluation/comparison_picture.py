@@ -32,6 +32,7 @@ def draw_comparison(summaries: Sequence[Summary], path: Path) -> None:
     for axis, part in zip(axes.flat, panels, strict=False):
         _panel(axis, summaries, part)
     for row in axes:
+        row[0].set_ylim(bottom=max(0.0, row[0].get_ylim()[0]))
         row[0].set_ylabel(f"{'mean IoU' if several else 'IoU'} (%)")
     figure.savefig(path, dpi=DPI)
 
@@ -46,11 +47,17 @@ def _panel(axis: Axes, summaries: Sequence[Summary], part: str) -> None:
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         axis.hlines(mean, at - 0.32, at + 0.32, color=color, linewidth=2.5)
         axis.annotate(
-            f"{mean:.1f}", (at, mean), (0, 7), textcoords="offset points", ha="center", fontsize=8, color="#333333"
+            f"{mean:.1f}",
+            (at + 0.34, mean),
+            (1, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#333333",
         )
     axis.set_title(part, fontsize=10)
     axis.set_xticks(range(len(summaries)), [summary.norm for summary in summaries], fontsize=9)
-    axis.set_xlim(-0.6, len(summaries) - 0.4)
-    axis.margins(y=0.2)
+    axis.set_xlim(-0.6, len(summaries) - 0.2)
+    axis.margins(y=0.1)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
