@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,18 +83,27 @@ WITHOUT_TEST_LABELS = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds the drawn folders."""
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture
+def folders(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Draw the folder of a data module, once."""
-    drawn: dict[str, Path] = {}
+    # From where a path has no digits: torchgeo takes INRIA's tile numbers from the first letters with digits in it.
+    monkeypatch.chdir(place)
 
     def of(name: str) -> Path:
-        if name not in drawn:
-            # No digits in it: torchgeo takes INRIA's tile numbers from the first letters with digits in the whole path.
-            folder = tmp_path_factory.mktemp("layout-") / "".join(filter(str.isalpha, name))
-            drawn[name] = LAYOUTS[name](folder)
-        return drawn[name]
+        folder = Path("".join(filter(str.isalpha, name)))
+        if folder not in drawn[place]:
+            drawn[place][folder] = LAYOUTS[name](folder)
+        return drawn[place][folder]
 
     return of
+
+
+drawn: dict[Path, dict[Path, Path]] = defaultdict(dict)
 
 
 def words(name: str, root: Path, runs: Path, *more: str) -> list[str]:
