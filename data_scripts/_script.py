@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from geonorm.errors import DatasetError, GeonormError, InvalidConfigError, RasterError
-from geonorm.raster.write import folder_beside, put_in_place
+from geonorm.errors import DatasetError, GeonormError, InvalidConfigError
 
 MOST_NAMES = 8
 """So many files are named in a message."""
@@ -45,24 +43,6 @@ def run(work: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
         print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Give the name of a file beside ``target`` to be written, and rename it to ``target`` once that has worked."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with folder_beside(target) as folder:
-        made = folder / target.name
-        try:
-            yield made
-            put_in_place(made, target)
-        except RasterError:
-            raise  # an OSError too, and clear already
-        except OSError as error:
-            raise RasterError(
-                f"{target} could not be written: {error.strerror or error}. Nothing was left of it; free space, or "
-                "choose another folder, and run the same command again."
-            ) from error
 
 
 def check_space(folder: Path, needed_bytes: int, *, what: str) -> None:

@@ -15,55 +15,24 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _script import Parser, run, written_whole
-from numpy.typing import NDArray
+from _script import Parser, run
 from tqdm import tqdm
 
 from geonorm.data.labels import is_vector
 from geonorm.data.rasters import find_images, label_file
+from geonorm.data.statistics import Moments
 from geonorm.errors import DatasetError, InvalidConfigError
+from geonorm.files import written_whole
 from geonorm.raster.grid import Grid
 from geonorm.raster.read import open_raster
 from geonorm.raster.window import Window
 
 SIDE_PX = 512
 """Side of the windows that are read at a time."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean and sum of squared differences from it, of each band, ``(C,)``, float64."""
-
-    count: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    squares: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, values: NDArray[Any], valid: NDArray[np.bool_]) -> Moments:
-        """Return the moments of the valid values of each band; both ``(C, H, W)``."""
-        count = valid.sum((1, 2)).astype(np.float64)
-        some = np.maximum(count, 1)
-        exact = np.where(valid, values, 0).astype(np.float64)
-        mean = exact.sum((1, 2)) / some
-        apart = np.where(valid, exact - mean[:, None, None], 0)
-        return cls(count, mean, (apart**2).sum((1, 2)))
-
-    def merged(self, other: Moments) -> Moments:
-        """Return the moments of both together."""
-        count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
-        apart = other.mean - self.mean
-        return Moments(count, self.mean + apart * share, self.squares + other.squares + apart**2 * self.count * share)
-
-    @property
-    def deviation(self) -> NDArray[np.float64]:
-        """Deviation of each band, of all its pixels rather than of a sample."""
-        return np.sqrt(self.squares / np.maximum(self.count, 1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +71,7 @@ def measure(images: Sequence[str], options: argparse.Namespace) -> tuple[Moments
     """Return the moments of the bands, the pixels of each label value, and which bands these are."""
     settings = {"bands": options.bands, "nodata": options.nodata, "nodata_rule": options.nodata_rule}
     grids, bands = _grids(images, settings)
-    total = Moments(*(np.zeros(len(bands)) for _ in range(3)))
+    total = Moments.of_none(len(bands))
     classes: Counter[int] = Counter()
     windows = (
         _drawn(grids, options.windows, options.seed) if options.windows else [list(_tiled(grid)) for grid in grids]

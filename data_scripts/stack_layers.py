@@ -19,10 +19,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-from _script import MOST_NAMES, Parser, run, written_whole
+from _script import MOST_NAMES, Parser, run
 from tqdm import tqdm
 
 from geonorm.errors import DatasetError, InvalidConfigError, RasterError, name_some
+from geonorm.files import written_whole
 from geonorm.raster.read import GDAL_ERRORS, gdal_said
 
 NAIP_BANDS = ("red", "green", "blue", "near infrared")

@@ -23,7 +23,8 @@ from geonorm.data import InriaDataModule
 from geonorm.data.drawn import draw_scene, write_inria_layout
 from geonorm.errors import GeonormWarning
 from geonorm.evaluation.report import Heading, Part, Picture, Table, Text, write_page
-from geonorm.evaluation.shift import Report, make_folder, shift_consistency
+from geonorm.evaluation.shift import Report, shift_consistency
+from geonorm.files import make_folder
 from geonorm.inference import predict_raster
 from geonorm.models import UNet
 from geonorm.norms import GroupNorm, LocalContextNorm, NormFactory

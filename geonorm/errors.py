@@ -47,6 +47,19 @@ def name_some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def naming(file: str, error: BaseException) -> str:
+    """Return what an error says, with the name of the file it is about where it does not say it."""
+    text = str(error)
+    return text if file in text else f"{file}: {text}"
+
+
+def geonorm_error_in(error: BaseException | None) -> GeonormError | None:
+    """Return the first error of ours in a chain of causes, None where there is none."""
+    while error is not None and not isinstance(error, GeonormError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def one_line(error: BaseException, most: int = 200) -> str:
     """Return the first part of what an error of another library says, as one line."""
     return " ".join(str(error).split())[:most]

@@ -16,6 +16,7 @@ import yaml
 from affine import Affine
 
 from geonorm.cli import main
+from geonorm.tasks import data_cli
 from geonorm.tasks.checkpoint import load_model
 from tests.tasks.trainings import QUIET
 
@@ -86,6 +87,16 @@ def test_every_setting_reaches_the_parser(file: str, scenes: Path, capsys: pytes
     parsed = yaml.safe_load(capsys.readouterr().out)
     settings = yaml.safe_load((FOLDER / file).read_text(encoding="utf-8"))
     assert missing(settings, parsed) <= {"data.init_args.root", "data.init_args.images", "data.init_args.labels"}
+
+
+def test_check_data_knows_which_settings_of_a_training_are_not_about_the_data(
+    scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(combined("norm/bn.yaml", scenes, "--print_config"))
+
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert {f"--{name}" for name in settings} <= {*data_cli.OTHERS, "--data"}
 
 
 def missing(settings: Any, parsed: Any, name: str = "") -> set[str]:

@@ -13,6 +13,7 @@ import pytest
 # A part may use any line above its own, never its neighbour on the same line (docs/design.md).
 LAYERS = (
     ("errors",),
+    ("files",),
     ("norms", "raster"),
     ("tiling",),
     ("models", "data"),

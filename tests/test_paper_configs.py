@@ -17,7 +17,7 @@ from torch import nn
 from geonorm.cli import main
 from geonorm.data import ChesapeakeDataModule, InriaDataModule
 from geonorm.evaluation.comparison_plan import plan_comparison
-from geonorm.evaluation.comparison_runs import write_text
+from geonorm.files import write_text
 from geonorm.models import UNet, tile_geometry
 from geonorm.norms import BatchNorm, LocalContextNorm
 from geonorm.norms.base import Norm

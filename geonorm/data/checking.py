@@ -12,6 +12,7 @@ import numpy as np
 from geonorm.data.checking_findings import Findings
 from geonorm.data.checking_headers import Header, check_header, check_together, tell_twice
 from geonorm.data.checking_pixels import Looked, look_at, only_label, same_pixels
+from geonorm.data.labels import LabelRules
 from geonorm.data.pairs import Pair
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import name_some
@@ -77,10 +78,10 @@ def check_pairs(
     """
     findings = Findings() if findings is None else findings
     headers: list[Header] = []
-    polygons: dict[tuple[str, object], bool] = {}
+    polygons: dict[tuple[str, LabelRules], bool] = {}
     for split, pairs in splits.items():
         for pair in pairs:
-            header = check_header(pair, split, findings, patch_px=patch_px, polygons=polygons)  # type: ignore[arg-type]
+            header = check_header(pair, split, findings, patch_px=patch_px, polygons=polygons)
             headers += [] if header is None else [header]
             on_header()
     on_headers(headers)

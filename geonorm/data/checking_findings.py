@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from geonorm.errors import DatasetError, GeonormError
+from geonorm.errors import DatasetError, GeonormError, naming
 
 Severity = Literal["error", "warning"]
 
@@ -71,8 +71,7 @@ class Findings:
         try:
             yield
         except GeonormError as error:
-            text = str(error)
-            self.error(kind, file, text if file in text else f"{file}: {text}")
+            self.error(kind, file, naming(file, error))
 
     def raise_errors(self) -> None:
         """Raise the first error, if there is one, and say how many more there are.

@@ -11,13 +11,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import shapely  # type: ignore[import-untyped]  # ships no types
 
 from geonorm.data.checking_findings import Findings
 from geonorm.data.labels import LabelRules, areas_of, is_vector, open_labels
 from geonorm.data.pairs import Pair
-from geonorm.errors import GeonormError
+from geonorm.errors import GeonormError, naming
 from geonorm.raster.facts import RasterFacts, facts_of
 from geonorm.raster.footprint import footprint
 from geonorm.raster.grid import Grid
@@ -66,7 +65,7 @@ def check_header(
         with open_raster(pair.image, bands=pair.bands, nodata_rule=pair.nodata_rule, nodata=pair.nodata) as image:
             facts, grid = facts_of(image), image.grid
     except GeonormError as error:
-        findings.error("image does not open", pair.image, _with_file(pair.image, error))
+        findings.error("image does not open", pair.image, naming(pair.image, error))
         return None
     _check_place(pair, grid, findings)
     if split == "train":
@@ -91,7 +90,7 @@ def check_header(
             with open_labels(pair.labels, pair.rules, image) as labels:
                 label_facts, own = labels.facts, labels.own_grid
         except GeonormError as error:
-            findings.error("labels do not open", pair.labels, _with_file(pair.labels, error))
+            findings.error("labels do not open", pair.labels, naming(pair.labels, error))
             return None
         if label_facts is None or own is None:
             return None
@@ -107,7 +106,7 @@ def check_polygons(path: str, rules: LabelRules, findings: Findings) -> bool:
     try:
         areas = areas_of(path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0, rules.attribute, rules.layer)
     except GeonormError as error:
-        findings.error("labels do not open", path, _with_file(path, error))
+        findings.error("labels do not open", path, naming(path, error))
         return False
     polygons = sum(len(area.polygons) for area in areas.values())
     if not polygons:
@@ -130,11 +129,6 @@ def check_polygons(path: str, rules: LabelRules, findings: Findings) -> bool:
             "or repair them with ogr2ogr -makevalid.",
         )
     return len(findings.errors) == before
-
-
-def _with_file(file: str, error: GeonormError) -> str:
-    text = str(error)
-    return text if file in text else f"{file}: {text}"
 
 
 def _check_place(pair: Pair, grid: Grid, findings: Findings) -> None:
@@ -337,9 +331,3 @@ def _check_ground(headers: Sequence[Header], findings: Findings) -> None:
                 f"{f' and of {len(others) - 1} more' if len(others) > 1 else ''}: scores will be too good. Put images "
                 "of one place into one split.",
             )
-
-
-def usual_dtype(headers: Sequence[Header]) -> np.dtype[Any] | None:
-    """Return the type that all images share, None if they differ."""
-    dtypes = {header.facts.dtype for header in headers}
-    return np.dtype(dtypes.pop()) if len(dtypes) == 1 else None

@@ -17,7 +17,7 @@ from geonorm.data.checking_headers import Header
 from geonorm.data.labels import Value
 from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import GeonormError
+from geonorm.errors import GeonormError, naming
 from geonorm.raster.read import Pixels
 from geonorm.raster.window import Window
 
@@ -105,8 +105,7 @@ def look_at(
                 digest.update(np.ascontiguousarray(pixels.values).tobytes())
                 advance(place.height * place.width)
     except GeonormError as error:
-        text = str(error)
-        findings.error("cannot be read", file, text if file in text else f"{file}: {text}")
+        findings.error("cannot be read", file, naming(file, error))
         return None
     looked.digest = digest.hexdigest()
     _check_labels(looked, findings)

@@ -24,7 +24,8 @@ from geonorm.data.drawing.scene import raise_scene
 from geonorm.data.drawing.states import STATES, State
 from geonorm.data.drawing.thirty_metres import landsat, nlcd, prior
 from geonorm.errors import InvalidConfigError
-from geonorm.raster.write import folder_beside, put_in_place, write_image
+from geonorm.files import folder_beside, put_in_place
+from geonorm.raster.write import write_image
 
 STATE_NAMES = tuple(state.name for state in STATES)
 SMALLEST_PX, LARGEST_PX = 64, 2048

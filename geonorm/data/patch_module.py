@@ -191,17 +191,14 @@ class PatchDataModule(NonGeoDataModule):
         if not valid.all():  # rare, and as dear as reading
             image = torch.where(valid, image, means)
         turns = batch["turn"].tolist()
-        image, labels, valid = (
-            torch.stack([turned(one, turn) for one, turn in zip(part, turns, strict=True)])
-            for part in (image, batch["mask"], valid)
-        )
+        image, labels = _turned(image, turns), _turned(batch["mask"], turns)
         if self.augment is not None:
             assert spec.band_means is not None
             assert spec.band_deviations is not None
             image, labels = self.augment(
                 image,
                 labels,
-                valid,
+                _turned(valid, turns),
                 numbers=batch["number"].tolist(),
                 means=spec.band_means,
                 deviations=spec.band_deviations,
@@ -222,6 +219,11 @@ class WholeTiles(Dataset[dict[str, Pair]]):
     def __getitem__(self, index: int) -> dict[str, Pair]:
         """Return a pair."""
         return {"pair": self.pairs[index]}
+
+
+def _turned(images: Tensor, turns: Sequence[int]) -> Tensor:
+    """Return each image of a batch turned as its number says."""
+    return torch.stack([turned(image, turn) for image, turn in zip(images, turns, strict=True)])
 
 
 def _only(samples: list[dict[str, Pair]]) -> dict[str, Pair]:

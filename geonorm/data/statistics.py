@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
 from geonorm.data.checking_pixels import all_windows
 from geonorm.data.pairs import Pair, open_pair
@@ -46,6 +47,45 @@ class Statistics:
     """Share of each class among the pixels that count; all 0 where none does."""
     exact: bool
     """Whether every pixel was read, rather than some windows."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared differences from it, of each band, ``(C,)``, float64.
+
+    Those of several windows are merged, so that large values lose no digits (Chan, Golub and LeVeque, 1983).
+    """
+
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def of_none(cls, num_bands: int) -> Moments:
+        """Return the moments of no values."""
+        return cls(*(np.zeros(num_bands) for _ in range(3)))
+
+    @classmethod
+    def of(cls, values: NDArray[Any], valid: NDArray[np.bool_]) -> Moments:
+        """Return the moments of the valid values of each band; both ``(C, H, W)``."""
+        count = valid.sum((1, 2)).astype(np.float64)
+        some = np.maximum(count, 1)
+        exact = np.where(valid, values, 0).astype(np.float64)
+        mean = exact.sum((1, 2)) / some
+        apart = np.where(valid, exact - mean[:, None, None], 0)
+        return cls(count, mean, (apart**2).sum((1, 2)))
+
+    def merged(self, other: Moments) -> Moments:
+        """Return the moments of both together."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        apart = other.mean - self.mean
+        return Moments(count, self.mean + apart * share, self.squares + other.squares + apart**2 * self.count * share)
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        """Deviation of each band, of all its pixels rather than of a sample."""
+        return np.sqrt(self.squares / np.maximum(self.count, 1))
 
 
 def cached_statistics(pairs: Sequence[Pair], grids: Sequence[Grid], *, num_classes: int, seed: int) -> Statistics:
@@ -85,8 +125,7 @@ def measure(pairs: Sequence[Pair], grids: Sequence[Grid], *, num_classes: int, s
         RasterError: A file cannot be read.
     """
     places, exact = _places(grids, seed=seed)
-    num_bands = len(pairs[0].bands)
-    count, mean, squares = (np.zeros(num_bands) for _ in range(3))
+    moments = Moments.of_none(len(pairs[0].bands))
     labels = np.zeros(256, dtype=np.int64)
     for which, windows in places:
         with open_pair(pairs[which]) as pair:
@@ -95,25 +134,16 @@ def measure(pairs: Sequence[Pair], grids: Sequence[Grid], *, num_classes: int, s
                 labels += np.bincount(
                     np.where(pixels.valid, pair.read_labels(window), IGNORE_LABEL).reshape(-1), minlength=256
                 )
-                valid = pixels.value_valid & pixels.valid
-                for band in range(num_bands):
-                    values = pixels.values[band][valid[band]].astype(np.float64)
-                    if values.size:  # means and sums of squares are merged by Chan's formula: no digits are lost
-                        own, total = values.mean(), count[band] + values.size
-                        shift = own - mean[band]
-                        squares[band] += ((values - own) ** 2).sum() + shift**2 * count[band] * values.size / total
-                        mean[band] += shift * values.size / total
-                        count[band] = total
-    if not count.all():
+                moments = moments.merged(Moments.of(pixels.values, pixels.value_valid & pixels.valid))
+    if not moments.count.all():
         raise DatasetError(
             f"the training images, {pairs[0].image} the first, hold a band with no valid pixel. Check their nodata "
             "value and their mask with gdalinfo."
         )
-    deviation = np.maximum(np.sqrt(squares / count), LEAST_DEVIATION)
     classes = labels[:num_classes]
     return Statistics(
-        means=tuple(mean.tolist()),
-        deviations=tuple(deviation.tolist()),
+        means=tuple(moments.mean.tolist()),
+        deviations=tuple(np.maximum(moments.deviation, LEAST_DEVIATION).tolist()),
         class_shares=tuple((classes / max(1, classes.sum())).tolist()),
         exact=exact,
     )

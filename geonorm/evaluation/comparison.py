@@ -22,10 +22,9 @@ from geonorm.evaluation.comparison_runs import (
     last_line,
     only_one,
     run_missing,
-    write_text,
 )
 from geonorm.evaluation.comparison_table import Summary, gather, write_tables
-from geonorm.evaluation.shift import make_folder
+from geonorm.files import make_folder, write_text
 
 SCENES = "scenes"
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.evaluation.comparison_plan import Run
-from geonorm.raster.write import put_in_place
+from geonorm.files import write_text
 from geonorm.tasks.record import COST_FILE, SCORE_FILE
 
 Checkpoint = Literal["last", "best"]
@@ -199,11 +199,3 @@ def _difference(there: Any, wanted: Any, name: str = "") -> str:
             if there.get(key) != wanted.get(key):
                 return _difference(there.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
     return f"{name}: there {there!r:.60}, now {wanted!r:.60}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    put_in_place(partial, path)

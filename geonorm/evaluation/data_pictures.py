@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from geonorm.data.checking_pixels import SIDE_PX, Looked
 from geonorm.data.pairs import open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
+from geonorm.files import written_whole
 from geonorm.raster.window import Window
 from geonorm.tasks.pictures import IGNORED, Rgb, colored, stretched
 
@@ -112,7 +113,5 @@ def _lines(
 
 def save(sheet: Image.Image, target: Path) -> None:
     """Write a sheet as a PNG, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(target)
+    with written_whole(target) as made:
+        sheet.save(made, format="PNG")

@@ -22,6 +22,7 @@ from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.evaluation.data_pictures import draw_sheet, save
+from geonorm.files import make_folder, write_text
 
 MOST_OF_A_KIND = 8
 """Findings of one kind that are printed; the files hold all."""
@@ -66,11 +67,7 @@ def check_data(
     """
     if (windows is not None and windows < 1) or pictures < 0:
         raise InvalidConfigError(f"windows must be at least 1 and pictures at least 0, got {windows} and {pictures}.")
-    folder = Path(out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidConfigError(f"{folder} cannot be made: {error.strerror}. Name another folder.") from error
+    folder = make_folder(out_dir)
     findings = Findings()
     splits = data.find(findings)
     checked = _with_bars(data, splits, findings, windows=windows, progress=progress)
@@ -84,8 +81,8 @@ def check_data(
         if sheet is not None:
             written.append(folder / f"{split}.png")
             save(sheet, written[-1])
-    _write(written[0], json.dumps(_plain(report), indent=1) + "\n")
-    _write(written[1], _page(report, written[2:]))
+    write_text(written[0], json.dumps(_plain(report), indent=1) + "\n")
+    write_text(written[1], _page(report, written[2:]))
     return DataReport(checked=checked, splits=figures, spec=data.facts, written=tuple(written))
 
 
@@ -278,12 +275,6 @@ def _page(report: DataReport, pictures: Sequence[Path]) -> str:
         parts.append(f"## {title}\n\n" + ("\n".join(f"- {finding.text}" for finding in found) or "None."))
     parts += [f"## {path.stem}\n\n![windows of {path.stem}]({path.name})" for path in pictures]
     return "\n\n".join(parts) + "\n"
-
-
-def _write(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:

@@ -26,7 +26,8 @@ from geonorm.evaluation.ratios import (
     differing_share,
     own_divergence,
 )
-from geonorm.evaluation.shift import Report, in_columns, make_folder
+from geonorm.evaluation.shift import Report, in_columns
+from geonorm.files import make_folder
 
 FORMAT = 1
 PLACE = ("depth", "layer", "part", "receptive_px", "stride_px")

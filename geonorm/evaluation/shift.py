@@ -17,6 +17,7 @@ from geonorm import __version__
 from geonorm.errors import InvalidConfigError
 from geonorm.evaluation.measures import Disagreement, disagreement, no_disagreement
 from geonorm.evaluation.pictures import FlipPicture, draw_flips
+from geonorm.files import make_folder
 from geonorm.inference.halo import Halo
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.options import check_batch_size
@@ -239,15 +240,6 @@ def _run(
             for shift, one in zip(shifts_px, found, strict=True)
         ],
     }
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder for a report, where it does not exist."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidConfigError(f"The folder {path} cannot be made: {error.strerror}. Choose another one.") from error
-    return Path(path)
 
 
 def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.files import folder_beside
 from geonorm.inference.journal import StripFolder
 from geonorm.inference.outputs import CONFIDENCE, NODATA_LABEL
 from geonorm.raster.grid import Grid
@@ -22,7 +23,7 @@ from geonorm.raster.polygons import LabelRows, write_polygons
 from geonorm.raster.strips import Part, StripMap, check_strip, read_strip, write_map
 from geonorm.raster.vector_file import check_polygon_target
 from geonorm.raster.window import Window
-from geonorm.raster.write import check_target, failing_as, folder_beside, lying_nowhere, publish
+from geonorm.raster.write import check_target, failing_as, lying_nowhere, publish
 
 
 @dataclass(frozen=True)

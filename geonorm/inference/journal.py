@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, RasterError
+from geonorm.files import put_in_place
 from geonorm.inference.shards import WHOLE, Shard
 from geonorm.raster.layer import Layer
 from geonorm.raster.strips import write_strip
-from geonorm.raster.write import failing_as, put_in_place
+from geonorm.raster.write import failing_as
 
 PLAN = "plan.json"
 PUBLISHING = "publishing"

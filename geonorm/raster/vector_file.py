@@ -23,7 +23,8 @@ from pyogrio._err import CPLE_BaseError  # type: ignore[import-untyped]  # GDAL'
 from rasterio.crs import CRS
 
 from geonorm.errors import InvalidConfigError, RasterError
-from geonorm.raster.write import check_target, failing_as, folder_beside, put_in_place
+from geonorm.files import folder_beside, put_in_place
+from geonorm.raster.write import check_target, failing_as
 
 Columns = Mapping[str, NDArray[Any]]
 

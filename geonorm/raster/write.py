@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from geonorm.errors import RasterError, TargetExistsError
+from geonorm.files import folder_beside, put_in_place
 from geonorm.raster.read import CACHE_BYTES, GDAL_ERRORS, check_readable, gdal_said, is_local
 
 Color = tuple[int, int, int]
@@ -120,22 +119,6 @@ def check_folder(path: str | os.PathLike[str], *, what: str) -> Path:
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """Make a folder beside the target, where renaming is atomic, and remove it at the end."""
-    try:
-        # A name holds 255 bytes and a character takes up to 4.
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:50]}.", suffix=".tmp"))
-    except OSError as error:
-        raise RasterError(
-            f"the folder {target.parent} cannot be written to: {error.strerror}. Choose another one."
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def failing_as(
     target: str | os.PathLike[str], *, errors: tuple[type[BaseException], ...] = GDAL_ERRORS
 ) -> Iterator[None]:
@@ -203,20 +186,3 @@ def publish(made: Path, target: Path) -> None:
     except RasterError as error:
         raise RasterError(f"{target} could be written in part only. Free space and try again.") from error
     put_in_place(made, target)
-
-
-def put_in_place(made: Path, target: Path) -> None:
-    """Rename a finished file or folder to the target; even a power cut leaves the one or the other, whole."""
-    for path in (*made.iterdir(), made) if made.is_dir() else (made,):
-        _flush(path)
-    os.replace(made, target)
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -14,13 +14,13 @@ import geonorm.data.chesapeake
 import geonorm.data.inria
 import geonorm.data.rasters  # noqa: F401 - so that the parser knows the classes by their bare names
 from geonorm.data.patch_module import PatchDataModule
-from geonorm.errors import GeonormError, InvalidConfigError
+from geonorm.errors import InvalidConfigError, geonorm_error_in
 from geonorm.tasks.training_cli import shorten
 
 COMMANDS = ("fit", "validate", "test")
 OTHERS = (
     *("--model", "--trainer", "--optimizer", "--lr_scheduler", "--ckpt_path", "--weights_only", "--seed_everything"),
-    *("--batch_average", "--pictures", "--print_config"),
+    *("--batch_average", "--pictures", "--augment", "--data_facts", "--compare", "--print_config"),
 )
 """Settings of ``geonorm fit`` that say nothing of the data."""
 
@@ -42,7 +42,7 @@ def data_module_of(words: Sequence[str]) -> PatchDataModule:
     except ArgumentError as error:
         raise InvalidConfigError(shorten(str(error))) from error
     except ValueError as error:
-        ours = _cause(error)
+        ours = geonorm_error_in(error)
         if ours is None:
             raise
         raise ours from None
@@ -81,9 +81,3 @@ def _data_section(path: str) -> dict[str, Any]:
         if isinstance(content.get(command), dict):
             content = content[command]
     return content.get("data") or {}
-
-
-def _cause(error: BaseException | None) -> GeonormError | None:
-    while error is not None and not isinstance(error, GeonormError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -126,7 +126,37 @@ class Focal(nn.Module):
         return _over((each * weights).sum(), weights)
 
 
-class Dice(nn.Module):
+class _Overlap(nn.Module):
+    """One minus a soft measure of overlap of each class over the batch, by a loss of segmentation_models_pytorch."""
+
+    made_by: Any
+
+    def __init__(
+        self,
+        classes: list[int] | None = None,
+        class_weights: ClassWeights = None,
+        smooth: float = 0.0,
+        log_loss: bool = False,
+    ) -> None:
+        super().__init__()
+        self.class_weighting = class_weights if isinstance(class_weights, str) else None
+        self.class_weights = checked_weights(class_weights)
+        self.overlap = self.made_by(
+            "multiclass",
+            classes=_checked_classes(classes, class_weights),
+            class_weights=None if isinstance(class_weights, str) else class_weights,
+            smooth=smooth,
+            log_loss=log_loss,
+        )
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss."""
+        check_class_weights(self.class_weights, logits, self.class_weighting)
+        logits, labels = pixels_that_count(logits, labels)
+        return self.overlap(logits, labels)
+
+
+class Dice(_Overlap):
     """One minus the soft Dice score of each class over the batch, averaged over the classes.
 
     A class that no pixel of the batch has adds 0, as in segmentation_models_pytorch, whose loss this is.
@@ -141,32 +171,10 @@ class Dice(nn.Module):
         log_loss: ``-log`` of the score instead of one minus it.
     """
 
-    def __init__(
-        self,
-        classes: list[int] | None = None,
-        class_weights: ClassWeights = None,
-        smooth: float = 0.0,
-        log_loss: bool = False,
-    ) -> None:
-        super().__init__()
-        self.class_weighting = class_weights if isinstance(class_weights, str) else None
-        self.class_weights = checked_weights(class_weights)
-        self.overlap = smp.losses.DiceLoss(
-            "multiclass",
-            classes=_checked_classes(classes, class_weights),
-            class_weights=None if isinstance(class_weights, str) else class_weights,
-            smooth=smooth,
-            log_loss=log_loss,
-        )
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss."""
-        check_class_weights(self.class_weights, logits, self.class_weighting)
-        logits, labels = pixels_that_count(logits, labels)
-        return self.overlap(logits, labels)
+    made_by = smp.losses.DiceLoss
 
 
-class Jaccard(nn.Module):
+class Jaccard(_Overlap):
     """One minus the soft IoU of each class over the batch, averaged over the classes.
 
     A class that no pixel of the batch has adds 0, as in segmentation_models_pytorch, whose loss this is.
@@ -180,29 +188,7 @@ class Jaccard(nn.Module):
         log_loss: As of `Dice`.
     """
 
-    def __init__(
-        self,
-        classes: list[int] | None = None,
-        class_weights: ClassWeights = None,
-        smooth: float = 0.0,
-        log_loss: bool = False,
-    ) -> None:
-        super().__init__()
-        self.class_weighting = class_weights if isinstance(class_weights, str) else None
-        self.class_weights = checked_weights(class_weights)
-        self.overlap = smp.losses.JaccardLoss(
-            "multiclass",
-            classes=_checked_classes(classes, class_weights),
-            class_weights=None if isinstance(class_weights, str) else class_weights,
-            smooth=smooth,
-            log_loss=log_loss,
-        )
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss."""
-        check_class_weights(self.class_weights, logits, self.class_weighting)
-        logits, labels = pixels_that_count(logits, labels)
-        return self.overlap(logits, labels)
+    made_by = smp.losses.JaccardLoss
 
 
 class Lovasz(nn.Module):
@@ -335,7 +321,7 @@ def weigh_classes(
         given[rule] = weights_of_shares(rule, class_shares, class_names)
         weights = torch.tensor(given[rule], dtype=torch.float32)
         part.class_weights = weights
-        if isinstance(part, Dice | Jaccard):
+        if isinstance(part, _Overlap):
             part.overlap.class_weights = weights
     return given
 

@@ -30,7 +30,7 @@ from geonorm.tasks.losses import CrossEntropy, check_loss, weigh_classes
 from geonorm.tasks.optimize import OptimizerFactory, Schedule, check_optimizer, follow, make_optimizer, steps_of
 from geonorm.tasks.scores import Scores
 from geonorm.tasks.single_logit import silence_first_logit, with_first_logit_fixed
-from geonorm.tasks.sizes import fitted
+from geonorm.tasks.sizes import fitted, middle_that_fits
 from geonorm.tasks.transfer import take_weights
 from geonorm.tiling.engine import predict_strips
 from geonorm.tiling.plan import Network, Plan
@@ -162,7 +162,7 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss over the pixels that count; 0 where none does."""
-        image = self._fitting(batch["image"])
+        image = middle_that_fits(batch["image"], self.geometry)
         image, labels = fitted(image, centre(batch["mask"], like=image), self.geometry)
         logits = self(image)
         labels = centre(labels, like=logits).long()
@@ -239,17 +239,6 @@ class SegmentationTask(LightningModule):
         """Take back what averaging of weights did to the scale."""
         set_scale_back(self.network, self._scale)
         self._scale = {}
-
-    def _fitting(self, image: Tensor) -> Tensor:
-        """Return the middle of the patches, of the largest size that a network of valid convolutions takes."""
-        geometry = self.geometry
-        if not geometry.margin_px:
-            return image
-        sides = [side - (side - geometry.least_px) % geometry.stride_px for side in image.shape[-2:]]
-        if min(sides) < geometry.least_px:
-            return image  # the network says what it takes
-        row, col = ((whole - side) // 2 for whole, side in zip(image.shape[-2:], sides, strict=True))
-        return image[..., row : row + sides[0], col : col + sides[1]]
 
     def _no_scores(self) -> Scores:
         return Scores(len(self.spec.class_names), self.spec.scored_classes)

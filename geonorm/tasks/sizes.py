@@ -30,6 +30,24 @@ def fitted(image: Tensor, labels: Tensor, geometry: TileGeometry) -> tuple[Tenso
     return image, pad(labels, (0, cols, 0, rows), value=IGNORE_LABEL)
 
 
+def middle_that_fits(image: Tensor, geometry: TileGeometry) -> Tensor:
+    """Return the middle of images, of the largest size that a network of valid convolutions takes.
+
+    Other networks take the images as they are; one that is too small for any size is left for the network to refuse.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        geometry: Of the network.
+    """
+    if not geometry.margin_px:
+        return image
+    sides = [side - (side - geometry.least_px) % geometry.stride_px for side in image.shape[-2:]]
+    if min(sides) < geometry.least_px:
+        return image
+    row, col = ((whole - side) // 2 for whole, side in zip(image.shape[-2:], sides, strict=True))
+    return image[..., row : row + sides[0], col : col + sides[1]]
+
+
 def _reflected(side: int, extra: int) -> Tensor:
     """Return the indices of ``side`` cells and ``extra`` further ones.
 

@@ -20,7 +20,7 @@ from geonorm.data.augment import Augmentations
 from geonorm.data.spec import DatasetSpec
 from geonorm.data.torchgeo_facts import DataFacts
 from geonorm.data.torchgeo_module import TorchgeoData
-from geonorm.errors import CheckpointError, GeonormError, InvalidConfigError
+from geonorm.errors import CheckpointError, InvalidConfigError, geonorm_error_in
 from geonorm.tasks import BatchAverage, PictureLogger, RatioLogger, SegmentationTask
 from geonorm.tasks.averaging import check_averaging
 from geonorm.tasks.checkpoint import load_checkpoint
@@ -58,7 +58,7 @@ def run_training(arguments: list[str]) -> None:
         raise
     except ValueError as error:
         # The parser wraps what a data module raises while its facts are handed over.
-        ours = _geonorm_error_in(error) or _missing_package_in(error)
+        ours = geonorm_error_in(error) or _missing_package_in(error)
         if ours is None:
             raise
         raise ours from None
@@ -158,13 +158,6 @@ class TrainingCLI(LightningCLI):
 def _as_it_is(value: Any) -> Any:
     """Return a setting of any kind: what it names is not made."""
     return value
-
-
-def _geonorm_error_in(error: BaseException | None) -> GeonormError | None:
-    """Return the first error of ours in a chain of causes."""
-    while error is not None and not isinstance(error, GeonormError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _missing_package_in(error: ValueError) -> InvalidConfigError | None:

@@ -311,6 +311,8 @@ def test_the_command_takes_configurations_of_a_training(tmp_path: Path) -> None:
     words += [f"--config={tmp_path / 'run.yaml'}", "--pictures", "0"]
 
     assert main([*words, "--data.root", str(tmp_path / "data")]) == 0
+    others = ["--augment.transforms", "[]", "--data_facts.bands=[red]", "--compare", "{seeds: [1]}", "--model.norm=x"]
+    assert main([*words, *others, "--data.root", str(tmp_path / "data")]) == 0
     assert main(words) == 2
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from band_statistics import SIDE_PX, Moments, main
+from band_statistics import SIDE_PX, main
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from geonorm.data.statistics import Moments
 from geonorm.raster.write import write_image
 from geonorm.tasks import SegmentationTask
 from tests.data_scripts.archives import make_tile
@@ -43,7 +44,7 @@ def test_merged_parts_give_what_the_whole_gives(parts: list[int], offset: float)
     images = [offset + draw.standard_normal((3, 1, count)) for count in parts]
     valid = [draw.random(image.shape) > 0.3 for image in images]
 
-    total = Moments(*(np.zeros(3) for _ in range(3)))
+    total = Moments.of_none(3)
     for image, where in zip(images, valid, strict=True):
         total = total.merged(Moments.of(image, where))
 

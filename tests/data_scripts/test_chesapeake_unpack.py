@@ -58,7 +58,7 @@ def test_more_states_later_add_to_what_is_there(
 ) -> None:
     assert main([str(downloads), str(tmp_path), "--layers", "lc"]) == 0
     with monkeypatch.context() as patch:
-        break_after(patch, "_script.put_in_place", 1, KeyboardInterrupt())
+        break_after(patch, "geonorm.files.put_in_place", 1, KeyboardInterrupt())
         assert main([str(downloads), str(tmp_path), "--states", "md", "va", "--layers", "lc"]) == 130
     capsys.readouterr()
 

@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        break_after(patch, "_script.put_in_place", 7, KeyboardInterrupt())
+        break_after(patch, "geonorm.files.put_in_place", 7, KeyboardInterrupt())
         assert main([str(downloads), str(tmp_path / "data"), *SMALL]) == 130
     done = files(tmp_path / "data")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.tif")}
@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_a_full_disk_leaves_no_part_of_a_file(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    break_after(monkeypatch, "_script.put_in_place", 3, OSError(errno.ENOSPC, "No space left on device"))
+    break_after(monkeypatch, "geonorm.files.put_in_place", 3, OSError(errno.ENOSPC, "No space left on device"))
 
     code = main([str(downloads), str(tmp_path / "data"), *SMALL])
 

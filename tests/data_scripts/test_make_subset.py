@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_no_part_of_a_tile(
     inria: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        break_after(patch, "_script.put_in_place", 2, OSError(errno.ENOSPC, "No space left on device"))
+        break_after(patch, "geonorm.files.put_in_place", 2, OSError(errno.ENOSPC, "No space left on device"))
         assert main([str(inria), str(tmp_path)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2

@@ -146,7 +146,7 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
     for name in ("a", "b", "c", ".a.tif.killed.tmp/a"):
         draw(source / f"{name}.tif")
     with monkeypatch.context() as patch:
-        break_after(patch, "_script.put_in_place", 1, KeyboardInterrupt())
+        break_after(patch, "geonorm.files.put_in_place", 1, KeyboardInterrupt())
         assert main([str(source), str(target)]) == 130
     assert [path.name for path in target.iterdir()] == ["a.tif"]
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line(
     source, target = folders
     draw(source / "a.tif")
     with monkeypatch.context() as patch:
-        break_after(patch, "_script.put_in_place", 0, OSError(errno.ENOSPC, "No space left on device"))
+        break_after(patch, "geonorm.files.put_in_place", 0, OSError(errno.ENOSPC, "No space left on device"))
         assert main([str(source), str(target)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not list(target.iterdir())

@@ -18,9 +18,10 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 
 from geonorm.errors import RasterError, TargetExistsError
+from geonorm.files import put_in_place
 from geonorm.raster.read import Grid, open_raster
 from geonorm.raster.window import Window
-from geonorm.raster.write import check_target, put_in_place, write_image
+from geonorm.raster.write import check_target, write_image
 from tests.folders import files_end_at, names_in
 
 HEIGHT, WIDTH = 60, 90
