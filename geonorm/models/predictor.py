@@ -96,5 +96,7 @@ def _mean_over_orientations(answer: Callable[[Tensor], Tensor], tiles: Tensor) -
 @contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
-    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False) if device.type == "cuda" else nullcontext():
+    # By default the flags turn cuDNN off altogether.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    with exact if device.type == "cuda" else nullcontext():
         yield
