@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.closing import Closing
 from geonorm.raster.grid import Grid
 from geonorm.raster.read import Pixels, RasterSource
 from geonorm.raster.window import Window
@@ -21,7 +21,7 @@ SAME_PX = 0.01  # by which pixels of one grid may lie apart
 SAME_SIZE = 1e-6  # by which their sides may differ, relatively
 
 
-class Mosaic:
+class Mosaic(Closing):
     """Rasters of one grid that are read as one; closed ones will do, they are opened when they are needed.
 
     A pixel is that of the first raster, in the order given, in which it is valid. What no raster holds is invalid,
@@ -108,14 +108,6 @@ class Mosaic:
         """Close the files that are open."""
         while self._opened:
             self._opened.popitem()[1].close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _parts(self, window: Window) -> Iterator[tuple[int, Window]]:
         """Yield the rasters that meet ``window``, and what they share with it."""

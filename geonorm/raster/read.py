@@ -22,6 +22,7 @@ from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 
 from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.closing import Closing
 from geonorm.raster.grid import Grid as Grid  # whoever opens a raster finds the type of its grid here
 from geonorm.raster.grid import GroundControlPoint
 from geonorm.raster.palette import Palette
@@ -126,7 +127,7 @@ def check_readable(path: str | os.PathLike[str]) -> None:
     dataset.close()
 
 
-class Reader:
+class Reader(Closing):
     """An open raster that gives windows; `open_raster` makes it. Close it, or use it in a ``with`` statement.
 
     Attributes:
@@ -197,14 +198,6 @@ class Reader:
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _choose_bands(self, bands: Sequence[int] | None) -> None:
         """Find out which bands of the file are read, and what becomes of their values."""

@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
 from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.raster.closing import Closing
 from geonorm.raster.grid import Grid
 from geonorm.raster.read import NodataRule, Pixels, RasterSource, open_raster
 from geonorm.raster.window import Window
@@ -55,7 +55,7 @@ def open_resampled(
         raise
 
 
-class Resampled:
+class Resampled(Closing):
     """A raster, or a mosaic, whose pixels have another size; it closes what it is made of.
 
     A value is the weighted mean of the values under it that are valid, as GDAL's warper has it. Averages are valid
@@ -126,14 +126,6 @@ class Resampled:
     def close(self) -> None:
         """Close the raster."""
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _weights(self, window: Window) -> tuple[_Weights, _Weights]:
         """Return what the rows and the columns of a window are made of."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -14,12 +13,13 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 from geonorm.errors import RasterError
+from geonorm.raster.closing import Closing
 from geonorm.raster.grid import Grid
 from geonorm.raster.read import GDAL_ERRORS, check_readable, gdal_said
 from geonorm.raster.window import Window
 
 
-class Warped:
+class Warped(Closing):
     """The first band of a raster on the grid of another; close it, or use it in a ``with`` statement.
 
     Args:
@@ -61,11 +61,3 @@ class Warped:
         """Close the file."""
         self._warped.close()
         self._dataset.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
