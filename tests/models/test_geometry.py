@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from geonorm.errors import InvalidConfigError
 from geonorm.models import TileGeometry, UNet, tile_geometry
-from geonorm.models.unet import NormAt, Padding
+from geonorm.models.unet import Downsample, NormAt, Padding
 from geonorm.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NormFactory, SwitchableNorm
 from tests.models.networks import (
     EXACT_BODIES,
@@ -40,6 +40,7 @@ LOCAL_NORMS = {
 }
 
 both_paddings = pytest.mark.parametrize("padding", ["same", "valid"])
+both_pools = pytest.mark.parametrize("downsample", ["max", "maxblur"])
 every_norm_at = pytest.mark.parametrize("norm_at", ["every", "block", "ends"])
 
 
@@ -55,26 +56,30 @@ def told(geometry: TileGeometry) -> Seen:
 
 
 @both_paddings
+@both_pools
 @every_norm_at
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("norm", LOCAL_NORMS.values(), ids=LOCAL_NORMS)
 def test_a_unet_sees_as_far_as_its_geometry_says(
-    norm: NormFactory, depth: int, norm_at: NormAt, padding: Padding
+    norm: NormFactory, depth: int, norm_at: NormAt, padding: Padding, downsample: Downsample
 ) -> None:
-    network = unet(norm, depth=depth, padding=padding, norm_at=norm_at, width=2)
+    network = unet(norm, depth=depth, padding=padding, norm_at=norm_at, downsample=downsample, width=2)
 
     geometry = tile_geometry(network)
 
     assert told(geometry) == seen_by_nan(network, geometry)
 
 
+@both_pools
 @pytest.mark.parametrize(
     ("norm", "depth", "width"),
     [(BatchNorm, 4, 1), (local(window_px=17), 3, 2)],
     ids=["BN, depth 4", "17 px, depth 3"],
 )
-def test_a_deep_unet_sees_as_far_as_its_geometry_says(norm: NormFactory, depth: int, width: int) -> None:
-    network = unet(norm, depth=depth, width=width, bands=1)
+def test_a_deep_unet_sees_as_far_as_its_geometry_says(
+    norm: NormFactory, depth: int, width: int, downsample: Downsample
+) -> None:
+    network = unet(norm, depth=depth, width=width, downsample=downsample, bands=1)
 
     geometry = tile_geometry(network)
 
@@ -82,12 +87,14 @@ def test_a_deep_unet_sees_as_far_as_its_geometry_says(norm: NormFactory, depth: 
 
 
 @both_paddings
+@both_pools
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("norm", [no_norm, BatchNorm])
 def test_a_very_large_value_is_felt_as_far_as_the_geometry_says(
-    norm: NormFactory, depth: int, padding: Padding
+    norm: NormFactory, depth: int, padding: Padding, downsample: Downsample
 ) -> None:
-    network = with_random_values(unet(norm, depth=depth, padding=padding, width=2), positive=True)
+    network = unet(norm, depth=depth, padding=padding, downsample=downsample)  # of two channels, one may be dead
+    network = with_random_values(network, positive=True)
 
     geometry = tile_geometry(network)
 
@@ -110,6 +117,7 @@ def test_a_very_large_value_is_not_felt_beyond_the_windows(window: dict[str, Any
     [
         (BatchNorm, {}, 107),
         (no_norm, {}, 107),
+        (BatchNorm, {"downsample": "maxblur"}, 122),
         (local(window_px=31), {}, 335),
         (local(window_px=91), {}, 863),
         (local(window_px=91), {"padding": "valid", "norm_at": "ends"}, 197),
@@ -120,11 +128,20 @@ def test_the_halo_of_a_unet_of_depth_4(norm: NormFactory, arguments: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("padding", "depth", "margin_px", "least_px"),
-    [("same", 4, 0, 16), ("valid", 4, 92, 188), ("same", 1, 0, 2), ("valid", 1, 8, 20)],
+    ("padding", "downsample", "depth", "margin_px", "least_px"),
+    [
+        ("same", "max", 4, 0, 16),
+        ("valid", "max", 4, 92, 188),
+        ("same", "max", 1, 0, 2),
+        ("valid", "max", 1, 8, 20),
+        ("same", "maxblur", 4, 0, 16),
+        ("valid", "maxblur", 4, 122, 248),
+    ],
 )
-def test_the_margin_and_the_sizes_of_a_unet(padding: Padding, depth: int, margin_px: int, least_px: int) -> None:
-    geometry = tile_geometry(unet(depth=depth, padding=padding))
+def test_the_margin_and_the_sizes_of_a_unet(
+    padding: Padding, downsample: Downsample, depth: int, margin_px: int, least_px: int
+) -> None:
+    geometry = tile_geometry(unet(depth=depth, padding=padding, downsample=downsample))
 
     assert (geometry.stride_px, geometry.margin_px, geometry.least_px) == (2**depth, margin_px, least_px)
 

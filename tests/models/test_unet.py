@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d, cross_entropy
+from torch.export import export
+from torch.nn.functional import conv2d, conv_transpose2d, cross_entropy, max_pool2d
 
 from geonorm.errors import InvalidConfigError
 from geonorm.models import Rescale, TileGeometry, UNet, tile_geometry
-from geonorm.models.unet import NormAt, Padding, UpConv, centre
+from geonorm.models.unet import Downsample, NormAt, Padding, UpConv, centre, max_blur_pool
 from geonorm.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NormFactory, SwitchableNorm
 from tests.models.networks import local, random_image, unet
 
@@ -21,6 +22,7 @@ PADDINGS: list[Padding] = ["same", "valid"]
 NORMS = [BatchNorm, GroupNorm, InstanceNorm, LayerNorm, SwitchableNorm, local(window_px=5)]
 
 both_paddings = pytest.mark.parametrize("padding", PADDINGS)
+both_pools = pytest.mark.parametrize("downsample", ["max", "maxblur"])
 
 
 def output_of(network: nn.Module, height: int, width: int) -> Tensor:
@@ -38,9 +40,9 @@ def refusal(network: nn.Module, height: int, width: int) -> str | None:
 
 
 @cache
-def of_one_channel(depth: int, padding: Padding) -> tuple[UNet, TileGeometry]:
+def of_one_channel(depth: int, padding: Padding, downsample: Downsample) -> tuple[UNet, TileGeometry]:
     """Return a network and its geometry."""
-    network = unet(depth=depth, padding=padding, width=1)
+    network = unet(depth=depth, padding=padding, downsample=downsample, width=1)
     return network, tile_geometry(network)
 
 
@@ -59,23 +61,26 @@ class Recorder:
 # Shapes
 
 
+@both_pools
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_same_padding_keeps_the_size(depth: int) -> None:
-    logits = output_of(unet(depth=depth, num_classes=5), 3 * 2**depth, 5 * 2**depth)
+def test_same_padding_keeps_the_size(depth: int, downsample: Downsample) -> None:
+    logits = output_of(unet(depth=depth, downsample=downsample, num_classes=5), 3 * 2**depth, 5 * 2**depth)
 
     assert logits.shape == (2, 5, 3 * 2**depth, 5 * 2**depth)
 
 
-def test_valid_padding_takes_572_px_to_388_px() -> None:
-    logits = output_of(unet(depth=4, padding="valid"), 572, 572)
+@pytest.mark.parametrize(("downsample", "side_px"), [("max", 572), ("maxblur", 632)])
+def test_valid_padding_takes_572_px_or_with_blurs_632_px_to_388_px(downsample: Downsample, side_px: int) -> None:
+    logits = output_of(unet(depth=4, padding="valid", downsample=downsample), side_px, side_px)
 
     assert logits.shape == (2, 2, 388, 388)
 
 
 @both_paddings
+@both_pools
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_the_margin_is_what_the_output_lacks_on_each_side(depth: int, padding: Padding) -> None:
-    network = unet(depth=depth, padding=padding)
+def test_the_margin_is_what_the_output_lacks_on_each_side(depth: int, padding: Padding, downsample: Downsample) -> None:
+    network = unet(depth=depth, padding=padding, downsample=downsample)
     least_px = tile_geometry(network).least_px
 
     logits = output_of(network, least_px, least_px + 2**depth)
@@ -166,6 +171,95 @@ def test_every_cell_of_an_up_convolution_has_weights_of_its_own() -> None:
     assert len(values.unique()) == 2 * 2 * 2
 
 
+def blurred_slowly(x: Tensor) -> Tensor:
+    """Return maximum, blur by 1 2 1 and every second cell of one channel, cell by cell, without the outermost ones."""
+    height, width = x.shape
+    largest = {
+        (row, col): float(x[row : row + 2, col : col + 2].max())
+        for row in range(height - 1)
+        for col in range(width - 1)
+    }
+    near, weights = (-1, 0, 1), (1, 2, 1)
+    return torch.tensor(
+        [
+            [
+                sum(weights[i + 1] * weights[j + 1] * largest[row + i, col + j] for i in near for j in near) / 16
+                for col in range(2, width - 2, 2)
+            ]
+            for row in range(2, height - 2, 2)
+        ]
+    )
+
+
+def test_max_blur_pooling_is_the_maximum_blurred_around_each_pair_of_cells() -> None:
+    x = torch.rand(2, 3, 12, 18, generator=torch.Generator().manual_seed(0))
+
+    kept, left_out = max_blur_pool(x, padded=True), max_blur_pool(x, padded=False)
+
+    expected = torch.stack([torch.stack([blurred_slowly(channel) for channel in sample]) for sample in x])
+    torch.testing.assert_close(left_out, expected)
+    assert kept.shape == (2, 3, 6, 9)
+    assert torch.equal(kept[..., 1:-1, 1:-1], left_out)
+
+
+@pytest.mark.parametrize("dims", [(-1,), (-2,), (-2, -1)])
+def test_max_blur_pooling_moves_nothing_to_any_side(dims: tuple[int, ...]) -> None:
+    x = torch.rand(1, 2, 12, 18, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(max_blur_pool(x.flip(dims), padded=True), max_blur_pool(x, padded=True).flip(dims))
+
+
+def test_a_flat_map_stays_flat_under_max_blur_pooling_up_to_its_border() -> None:
+    flat = torch.full((1, 1, 6, 8), -2.5)
+
+    assert torch.equal(max_blur_pool(flat, padded=True), torch.full((1, 1, 3, 4), -2.5))
+
+
+def test_max_blur_pooling_of_a_moved_map_changes_less_than_the_maximum() -> None:
+    image = torch.rand(1, 8, 65, 65, generator=torch.Generator().manual_seed(0))
+    x = conv2d(image, torch.full((8, 1, 3, 3), 1 / 9), groups=8)  # neighbours are alike, as in a photograph
+
+    def change(pooled: Tensor, moved: Tensor) -> float:
+        return float((pooled - moved).abs().mean() / pooled.std())
+
+    plain = change(max_pool2d(x[..., :-1], 2), max_pool2d(x[..., 1:], 2))
+    blurred = change(max_blur_pool(x[..., :-1], padded=False), max_blur_pool(x[..., 1:], padded=False))
+    assert blurred < 0.9 * plain
+
+
+def test_both_kinds_of_pooling_have_the_same_weights_and_other_logits() -> None:
+    plain, blurred = unet(depth=2), unet(depth=2, downsample="maxblur")
+    image = random_image(1, 3, 24, 32)
+
+    blurred.load_state_dict(plain.state_dict())
+
+    assert not torch.allclose(plain(image), blurred(image))
+
+
+def test_plain_pooling_is_a_maximum_of_2_x_2_cells() -> None:
+    network, image = unet(), random_image(1, 3, 12, 20)
+    [encoder], [up], [decoder] = network.encoder, network.upsample, network.decoder
+
+    skip = encoder(network.rescale(image))
+    deep = up(network.bottom(skip.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).amax((-3, -1))))
+
+    assert torch.equal(network(image), network.head(decoder(torch.cat([skip, deep], dim=1))))
+
+
+@both_paddings
+@both_pools
+def test_a_unet_compiles_to_one_graph_and_can_be_exported(padding: Padding, downsample: Downsample) -> None:
+    network, image = unet(padding=padding, downsample=downsample), random_image(1, 3, 24, 32)
+    expected = network(image)
+
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    exported = export(network, (image,)).module()
+
+    torch.testing.assert_close(compiled(image), expected)
+    torch.testing.assert_close(exported(image), expected)
+
+
 @given(height=st.integers(1, 9), width=st.integers(1, 9), rows=st.integers(0, 4), cols=st.integers(0, 4))
 def test_the_centre_leaves_out_as_much_on_either_side(height: int, width: int, rows: int, cols: int) -> None:
     x = random_image(1, 1, height + 2 * rows, width + 2 * cols)
@@ -181,8 +275,11 @@ def test_the_centre_leaves_out_as_much_on_either_side(height: int, width: int, r
 @both_paddings
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("norm_at", ["every", "block", "ends"])
-def test_gradients_reach_every_parameter(norm: NormFactory, norm_at: NormAt, padding: Padding) -> None:
-    network = unet(norm, padding=padding, norm_at=norm_at, width=8).train()
+@both_pools
+def test_gradients_reach_every_parameter(
+    norm: NormFactory, norm_at: NormAt, padding: Padding, downsample: Downsample
+) -> None:
+    network = unet(norm, padding=padding, norm_at=norm_at, downsample=downsample, width=8).train()
     logits = network(random_image(2, 3, 28, 36))
 
     cross_entropy(logits, random_image(2, *logits.shape[-2:], high=2, dtype=torch.long)).backward()
@@ -208,12 +305,13 @@ def test_the_image_is_not_written_to(norm: NormFactory, padding: Padding) -> Non
 
 
 @both_paddings
+@both_pools
 @settings(max_examples=50)
 @given(depth=st.integers(1, 3), height=st.integers(1, 140), width=st.integers(1, 140))
 def test_a_size_it_does_not_take_is_one_line_that_names_sizes_it_takes(
-    padding: Padding, depth: int, height: int, width: int
+    padding: Padding, downsample: Downsample, depth: int, height: int, width: int
 ) -> None:
-    network, geometry = of_one_channel(depth, padding)
+    network, geometry = of_one_channel(depth, padding, downsample)
 
     reason = refusal(network, height, width)
 
@@ -252,6 +350,7 @@ def test_a_norm_of_torch_is_one_line_that_names_ours(norm: Any, ours: str) -> No
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"padding": "full"}, "padding must be one of same, valid, got 'full'"),
         ({"norm_at": "never"}, "norm_at must be one of every, block, ends, got 'never'"),
+        ({"downsample": "mean"}, "downsample must be one of max, maxblur, got 'mean'"),
         ({"norm": local(window_px=5), "width": 3}, "group_size must divide the channels"),
     ],
 )
