@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blend", choices=("none", "linear", "hann"), default="none", help="average the tiles where they overlap"
     )
-    parser.add_argument("--tta", choices=("none", "d4"), default="none", help="average over mirrored and turned tiles")
+    parser.add_argument(
+        "--tta",
+        default="none",
+        help="average over mirrored and turned tiles (d4), over all phases of the pooling (phases), over N of them, a "
+        "square (phases:N), or both (d4+phases:N)",
+    )
     parser.add_argument(
         "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="of the computation"
     )

@@ -26,7 +26,7 @@ from geonorm.raster.read import CACHE_BYTES, RasterSource, Reader
 from geonorm.raster.window import Window
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import blend_px
-from geonorm.tiling.engine import Halving, labels_of, view_of
+from geonorm.tiling.engine import Halving, core_of, labels_of, view_of
 from geonorm.tiling.plan import Plan
 from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
 
@@ -110,11 +110,13 @@ def forecast(
     """
     plan, device = job.plan, rescale_of(job.model.network).mean.device
     on_host = device.type == "cpu"
-    read_px = [min(axis.read_px, axis.whole_px) for axis in plan.axes]
+    read_px = [max(read.px for read in next(axis.spans()).reads) for axis in plan.axes]
     raw = job.reader.dtype if job.reader.dtype.type in AS_THEY_ARE else np.dtype(np.float32)
     shape = (min(batch_size, plan.axes[1].num_cores), len(job.reader.bands), *read_px)
     alive = activations(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
     network_bytes = alive.peak_bytes + 4 * math.prod(alive.logits_shape)  # those of the batch before are still there
+    if plan.phases > 1:  # the sum of those before
+        network_bytes += 4 * math.prod(alive.logits_shape[:2]) * plan.core_px**2
     memory = {
         "process": resident_bytes(),
         "network": network_bytes if on_host else 0,
@@ -142,7 +144,7 @@ def forecast(
 
 
 def choose_core_px(
-    geometry: TileGeometry, *, network: nn.Module, bands: int, memory_bytes: int, batch_size: int = 1
+    geometry: TileGeometry, *, network: nn.Module, bands: int, memory_bytes: int, batch_size: int = 1, phases: int = 1
 ) -> tuple[int, str]:
     """Return a core for a network, and why in words.
 
@@ -155,13 +157,14 @@ def choose_core_px(
         bands: Bands of the raster that it gets.
         memory_bytes: Free memory of the device.
         batch_size: Tiles per call of the network.
+        phases: Phases of the pooling, along each axis, that are averaged.
     """
     exact_px = geometry.core_halo_px
     stride = geometry.stride_px
     # Where the halo is to be measured, tiles with the largest one go through the network too.
     halo_px = LADDER_PX[-1] if exact_px is None else exact_px
     plans = [
-        Plan(height=px, width=px, core_px=px, halo_px=halo_px, network=network_of(geometry))
+        Plan(height=px, width=px, core_px=px, halo_px=halo_px, network=network_of(geometry), phases=phases)
         for px in dict.fromkeys(-(-px // stride) * stride for px in CORES_PX)
     ]
     taken = [activation_bytes(network, bands=bands, size_px=plan.read_px, batch_size=batch_size) for plan in plans]
@@ -248,7 +251,7 @@ def _num_tiles(job: Job, skip: Collection[int]) -> int:
 def _seconds_per_tile(job: Job, batch_size: int, *, progress: bool) -> float:
     """Return the median time of a tile, reading included, of some batches over the raster; the first warms up."""
     rows, cols = ([*axis.spans()] for axis in job.plan.axes)
-    network = Halving(job.predict, batch_size)
+    network = Halving(job.predict, batch_size, margin_px=job.plan.network.margin_px)
     places = list(sampled_cores(job.plan))
     bar = tqdm(total=max(2, len(places)), unit="batch", desc="timing", disable=not progress, leave=False, delay=1)
 
@@ -257,8 +260,9 @@ def _seconds_per_tile(job: Job, batch_size: int, *, progress: bool) -> float:
         batch = cols[first : first + batch_size]
         began = time.perf_counter()
         view = view_of(job.reader.read, job.plan, rows[row], batch, fill=job.fill)
-        for _, logits in network.answers(view, rows[row], batch):
-            labels_of(logits).cpu()  # waits for a GPU
+        for _, cores in network.answers(view, rows[row], {span: core_of(rows[row], span) for span in batch}):
+            for logits in cores:
+                labels_of(logits[None]).cpu()  # waits for a GPU
         bar.update()
         return (time.perf_counter() - began) / len(batch)
 

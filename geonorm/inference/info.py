@@ -15,6 +15,7 @@ from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan
 
 CORES_PX = (256, 512, 1024, 2048)
+USUAL_CORE_PX = 512
 
 
 def describe_model(model: TrainedModel) -> str:
@@ -62,12 +63,24 @@ def _geometry_lines(geometry: TileGeometry) -> list[str]:
     plan = Plan(height=1, width=1, core_px=geometry.stride_px, network=network_of(geometry))
     core_px = affordable_core_px(geometry, plan)
     lines.append(f"             at most {AFFORDABLE_OVERHEAD:g}x from core {core_px} on")
+    if geometry.stride_px > 1:
+        lines.append(f"phases       {_phases_in_words(geometry)}")
     return lines
 
 
-def _overhead(geometry: TileGeometry, core_px: int) -> float:
+def _phases_in_words(geometry: TileGeometry) -> str:
+    """Return what it costs to average over phases of the pooling."""
+    stride = geometry.stride_px
+    able = [k for k in range(2, stride + 1) if stride % k == 0]
+    costs = ", ".join(f"{k * k}: {k * k * _overhead(geometry, USUAL_CORE_PX, phases=k):.0f}x" for k in able)
+    return (
+        f"{stride * stride} of the pooling; their mean (--tta phases:N) costs at core {USUAL_CORE_PX} for N of {costs}"
+    )
+
+
+def _overhead(geometry: TileGeometry, core_px: int, *, phases: int = 1) -> float:
     core_px = -(-core_px // geometry.stride_px) * geometry.stride_px
-    plan = Plan(height=1, width=1, core_px=core_px, network=network_of(geometry))
+    plan = Plan(height=1, width=1, core_px=core_px, network=network_of(geometry), phases=phases)
     return replace(plan, halo_px=geometry.core_halo_px or 0).overhead
 
 

@@ -16,8 +16,9 @@ from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, name_some
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo
+from geonorm.inference.views import Views
 from geonorm.models import TileGeometry, tile_geometry
-from geonorm.models.predictor import Orientations, Precision, predictor
+from geonorm.models.predictor import Precision, predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import RasterSource
 from geonorm.raster.resample import Resampled
@@ -29,9 +30,6 @@ from geonorm.tiling.plan import Plan
 from geonorm.tiling.supply import Supply
 
 Path = str | os.PathLike[str]
-
-ORIENTATIONS = {"none": 1, "d4": 8}
-"""Copies of a tile that the network sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class Job:
     predict: Predict
     fill: Tensor
     blend: Blend = "none"
-    tta: Orientations = "none"
+    tta: str = "none"
     counts: Counts | None = None
     rounding: tuple[str, ...] = ()
     """What makes the logits of a pixel follow from the tiles within rounding, such as half precision."""
@@ -108,7 +106,7 @@ class Job:
         plan, (rows, cols) = self.plan, self.plan.axes
         local_px = self.model.localized_px
         source = self.reader
-        copies = ORIENTATIONS[self.tta]
+        copies = Views.parse(self.tta).copies * plan.num_phases
         return "\n".join(
             [
                 *([] if local_px is None else [f"network  localized: norms over windows of {local_px} px"]),
@@ -117,8 +115,9 @@ class Job:
                 f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
                 f"{copies * plan.overhead:.2f} times the compute",
                 f"halo     {self.halo.why}",
+                *self._phases_in_words(),
                 f"labels   {self._dependence_in_words()}",
-                f"grid     anchored to the CRS at multiples of {plan.network.stride_px} px; "
+                f"grid     anchored to the CRS at multiples of {plan.anchor_px} px; "
                 f"first pixel at row {plan.first_index[0]}, column {plan.first_index[1]}",
             ]
         )
@@ -142,6 +141,12 @@ class Job:
             **({"geonorm_rounding": ", ".join(self.rounding)} if self.rounding else {}),
             "geonorm_tile_independent": self._tile_independent(),
         }
+
+    def _phases_in_words(self) -> list[str]:
+        plan = self.plan
+        if plan.phases == 1:
+            return []
+        return [f"phases   the mean over {plan.num_phases} of the pooling's {plan.network.stride_px**2}"]
 
     def _dependence_in_words(self) -> str:
         inexact = [*self.rounding, *([f"{self.blend} blending"] if self.blend != "none" else [])]
@@ -167,7 +172,7 @@ def prepare(
     grid_offset_px: tuple[int, int] = (0, 0),
     device: str = "cpu",
     precision: Precision = "32-true",
-    tta: Orientations = "none",
+    tta: str = "none",
     compile: bool = False,
     blend: Blend = "none",
     counts: Counts | None = None,
@@ -202,9 +207,13 @@ def prepare(
         grid_offset_px=grid_offset_px,
     )
     fill = rescale_of(model.network).mean.detach().cpu()
-    predict = predictor(model.network, torch.device(device), precision=precision, tta=tta, compile=compile)
+    views = Views.parse(tta)
+    phased = replace(plan, phases=views.phases_of(geometry.stride_px))
+    predict = predictor(
+        model.network, torch.device(device), precision=precision, tta=views.orientations, compile=compile
+    )
     choice = known_halo
-    if choice is None:
+    if choice is None:  # measured at one phase: how far the network sees is much the same at all
         with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
             choice = choose_halo(
                 halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update
@@ -220,7 +229,7 @@ def prepare(
         model=model,
         reader=reader,
         geometry=geometry,
-        plan=replace(plan, halo_px=choice.halo_px),
+        plan=replace(phased, halo_px=choice.halo_px),
         halo=choice,
         predict=predict,
         fill=fill,

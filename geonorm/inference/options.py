@@ -10,7 +10,8 @@ from geonorm.errors import InvalidConfigError
 from geonorm.inference.halo import Halo
 from geonorm.inference.outputs import Output
 from geonorm.inference.shards import WHOLE, Shard
-from geonorm.models.predictor import Orientations, Precision
+from geonorm.inference.views import Views
+from geonorm.models.predictor import Precision
 from geonorm.raster.area import Area
 from geonorm.raster.polygons import check_generalization
 from geonorm.raster.read import NodataRule
@@ -39,8 +40,10 @@ class Options:
     """For networks without an exact halo: the logits of tiles that overlap are averaged, with weights that fall in a
     straight line (``"linear"``) or as a ``"hann"`` window does. This hides seams, it does not make the labels
     independent of the tiles. The whole width of a strip's logits is then held in memory."""
-    tta: Orientations = "none"
-    """``"d4"``: average the logits over the eight mirrored and turned copies of each tile."""
+    tta: str = "none"
+    """``"d4"``: average the logits over the eight mirrored and turned copies of each tile. ``"phases"``: over all
+    phases of the pooling, after which the grid may lie anywhere; ``"phases:16"``: over 16 of them, 4 along each axis.
+    ``"d4+phases:4"``: over both."""
     batch_size: int = 1
     """Tiles per network call; halved, with a warning, when the device's memory is full."""
     device: str = "cpu"
@@ -84,9 +87,9 @@ class Options:
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
+        Views.parse(self.tta)
         for name, allowed in (
             ("blend", get_args(Blend)),
-            ("tta", get_args(Orientations)),
             ("precision", get_args(Precision)),
             ("nodata_rule", get_args(NodataRule)),
             ("vectors", (None, *get_args(Vectors))),

@@ -28,6 +28,18 @@ _EXP2 = tuple(math.log(2) ** power / math.factorial(power) for power in range(9)
 """Of the series of 2 ** x: right to the last bits of float32 for x in [0, 1)."""
 
 
+def labels_layer(spec: DatasetSpec) -> Layer:
+    """Return what a map of labels holds."""
+    return Layer(
+        name="labels",
+        dtype="uint8",
+        band_names=("labels",),
+        nodata=NODATA_LABEL,
+        class_names=spec.class_names,
+        class_colors=spec.class_colors,
+    )
+
+
 class Kept:
     """What the strips of a map hold: the labels always, and what else was asked for.
 
@@ -40,16 +52,7 @@ class Kept:
         self._has_logits = "logits" in outputs
         self._has_probabilities = "probabilities" in outputs
         self._has_confidence = with_confidence
-        layers = [
-            Layer(
-                name="labels",
-                dtype="uint8",
-                band_names=("labels",),
-                nodata=NODATA_LABEL,
-                class_names=spec.class_names,
-                class_colors=spec.class_colors,
-            )
-        ]
+        layers = [labels_layer(spec)]
         if self._has_probabilities:
             layers.append(
                 Layer(

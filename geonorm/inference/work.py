@@ -22,6 +22,7 @@ from geonorm.inference.journal import StripFolder
 from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
+from geonorm.inference.views import Views
 from geonorm.raster.area import AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import Mosaic
@@ -148,6 +149,7 @@ def prepare_work(
             bands=len(reader.bands),
             memory_bytes=available_memory(device),
             batch_size=options.batch_size,
+            phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
         )
     job = prepare(
         model,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.raster.window import Window
 from geonorm.tiling.blending import Blend, blend_px, blend_weights, reach_of
-from geonorm.tiling.plan import Plan, Span
+from geonorm.tiling.plan import Plan, Span, Stretch
 from geonorm.tiling.supply import Patch, Read, Supply, View, chunk_of, patches
 
 Predict = Callable[[Tensor], Tensor]
@@ -89,7 +90,7 @@ def predict_strips(
         supply: Reads ahead in threads, instead of ``read``.
         on_tiles: Called with the number of tiles done since the last call.
     """
-    network = Halving(predict, batch_size)
+    network = Halving(predict, batch_size, margin_px=plan.network.margin_px)
     strips = [strip for strip, row in enumerate(plan.axes[0].spans()) if row.core_start not in skip]
     blended = None
     if blend != "none":
@@ -99,7 +100,7 @@ def predict_strips(
     shape: tuple[Sequence[int], torch.dtype] | None = None
     for patch, view in views if supply is None else supply.views(order):
         if blended is None:
-            panels = [predict_panel(patch, view, network, plan, finish=finish, counts=counts, on_tiles=on_tiles)]
+            panels = [predict_panel(patch, view, network, finish=finish, counts=counts, on_tiles=on_tiles)]
         else:
             blended.add(patch, view)
             panels = [blended.panel(strip) for strip in blended.complete(strips)]
@@ -116,7 +117,6 @@ def predict_panel(
     patch: Patch,
     view: View,
     network: Halving,
-    plan: Plan,
     *,
     finish: Finish,
     counts: Counts | None = None,
@@ -128,7 +128,6 @@ def predict_panel(
         patch: Which cores.
         view: The pixels around them.
         network: The network, with its batch size.
-        plan: Where the tiles lie.
         finish: What to keep of the logits.
         counts: Which pixels are wanted, all where None.
         on_tiles: Called with the number of tiles done since the last call.
@@ -147,11 +146,8 @@ def predict_panel(
 
     # One batch behind, so that a GPU computes the next while this one is fetched.
     waiting: tuple[Sequence[Span], list[Tensor]] | None = None
-    for batch, logits in network.answers(view, patch.row, wanted):
-        cores = [
-            finish(_core(tile[None], patch.row, span, plan.network.margin_px))[0]
-            for span, tile in zip(batch, logits, strict=True)
-        ]
+    for batch, logits in network.answers(view, patch.row, {span: core_of(patch.row, span) for span in wanted}):
+        cores = [finish(core[None])[0] for core in logits]
         if waiting is not None:
             put(*waiting)
         waiting = batch, cores
@@ -232,24 +228,23 @@ class Blended:
         """Return the logits of a row of tiles, their mean where two overlap."""
         plan, (rows, cols) = self._plan, self._plan.axes
         top, bottom, first = reach_of(patch.row, rows, self._reach_px)
-        windows = {}
+        windows, weights = {}, {}
         for span in patch.cols:
             left, right, begin = reach_of(span, cols, self._reach_px)
             window = Window(top, left, bottom - top, right - left)
             if view.valid(window).any():
-                windows[span] = window, self._weights[begin : begin + window.width]
+                windows[span], weights[span] = window, self._weights[begin : begin + window.width]
         if len(windows) < len(patch.cols):
             self._on_tiles(len(patch.cols) - len(windows))
         total: Tensor | None = None
         weight = torch.zeros(plan.width)
-        for batch, logits in self._network.answers(view, patch.row, [*windows]):
+        for batch, logits in self._network.answers(view, patch.row, windows):
             for span, tile in zip(batch, logits, strict=True):
-                window, weights = windows[span]
-                part = _cut(tile, patch.row, span, plan.network.margin_px, window).cpu().to(torch.float32)
+                window, part = windows[span], tile.cpu().to(torch.float32)
                 if total is None:
                     total = torch.zeros((len(part), window.height, plan.width))
-                total[..., window.col : window.col_end] += part * weights
-                weight[window.col : window.col_end] += weights
+                total[..., window.col : window.col_end] += part * weights[span]
+                weight[window.col : window.col_end] += weights[span]
             self._on_tiles(len(batch))
         if total is not None:
             total.div_(weight.clamp(min=torch.finfo(weight.dtype).tiny))  # 0 where no tile went
@@ -281,26 +276,35 @@ class _BlendedRow:
 class Halving:
     """A network with its batch size, which halves when the device's memory is full."""
 
-    def __init__(self, predict: Predict, batch_size: int) -> None:
-        """Take a network, and how many tiles it gets at a time."""
+    def __init__(self, predict: Predict, batch_size: int, *, margin_px: int = 0) -> None:
+        """Take a network, how many tiles it gets at a time, and how many pixels its output lacks on each side."""
         self.predict = predict
         self.batch_size = batch_size
+        self.margin_px = margin_px
 
-    def answers(self, view: View, row: Span, cols: Sequence[Span]) -> Iterator[tuple[Sequence[Span], Tensor]]:
-        """Yield the logits of some cores of a row, batch by batch.
+    def answers(
+        self, view: View, row: Span, windows: Mapping[Span, Window]
+    ) -> Iterator[tuple[Sequence[Span], list[Tensor]]]:
+        """Yield the logits of some cores of a row, batch by batch, the mean over all phases at which they are read.
+
+        Args:
+            view: The pixels around them.
+            row: The row.
+            windows: The cores along the row, and the pixels of the raster that each is to tell of, ``(K, h, w)``.
 
         Raises:
             InvalidConfigError: Not even one tile fits into the device's memory.
         """
-        start = 0
+        cols, start = [*windows], 0
         while start < len(cols):
             batch = cols[start : start + self.batch_size]
             try:
-                logits = self.predict(view.tiles(row, batch))
+                tiles = {span: windows[span] for span in batch}
+                logits = _mean_over_phases(self.predict, view, row, tiles, margin_px=self.margin_px)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve(error, row.read_px)
+                self._halve(error, max(read.px for read in row.reads))
                 continue
             yield batch, logits
             start += len(batch)
@@ -322,10 +326,12 @@ class Halving:
 
 
 def predict_whole(read: Read, predict: Predict, plan: Plan, *, fill: Tensor, finish: Finish = labels_of) -> Strip:
-    """Return the whole-image pass: the extended raster through the network at once, as one strip."""
-    window = plan.whole()
-    row = Span(0, plan.height, window.row, window.height)
-    col = Span(0, plan.width, window.col, window.width)
+    """Return the whole-image pass: the extended raster through the network at once, as one strip.
+
+    Of a plan with several phases it is the mean of the logits of the whole-image passes at all of them.
+    """
+    rows, cols = plan.axes
+    row, col = Span(0, plan.height, rows.wholes), Span(0, plan.width, cols.wholes)
     output = predict_tile(read, predict, plan, row, col, fill=fill, finish=finish)
     return Strip(0, output, read(Window(0, 0, plan.height, plan.width)).valid)
 
@@ -334,8 +340,31 @@ def predict_tile(
     read: Read, predict: Predict, plan: Plan, row: Span, col: Span, *, fill: Tensor, finish: Finish = labels_of
 ) -> Tensor:
     """Return one core of the raster, ``(..., rows, cols)``."""
-    logits = predict(view_of(read, plan, row, [col], fill=fill).tiles(row, [col]))
-    return finish(_core(logits, row, col, plan.network.margin_px))[0].cpu()
+    view = view_of(read, plan, row, [col], fill=fill)
+    [logits] = _mean_over_phases(predict, view, row, {col: core_of(row, col)}, margin_px=plan.network.margin_px)
+    return finish(logits[None])[0].cpu()
+
+
+def _mean_over_phases(
+    predict: Predict, view: View, row: Span, windows: Mapping[Span, Window], *, margin_px: int
+) -> list[Tensor]:
+    """Return the logits of a batch of cores, each within its window; of several phases it keeps the sum, in float32."""
+    phases = [*product(row.reads, zip(*(span.reads for span in windows), strict=True))]
+    totals: list[Tensor] = []
+    for rows, cols in phases:
+        logits = predict(view.tiles(rows, cols))
+        parts = [
+            _cut(tile, rows, col, margin_px, window)
+            for tile, col, window in zip(logits, cols, windows.values(), strict=True)
+        ]
+        if len(phases) == 1:
+            return parts
+        if not totals:
+            totals = [part.to(torch.float32, copy=True) for part in parts]
+            continue
+        for total, part in zip(totals, parts, strict=True):
+            total.add_(part)
+    return [total.div_(len(phases)) for total in totals]
 
 
 def view_of(read: Read, plan: Plan, row: Span, cols: Sequence[Span], *, fill: Tensor) -> View:
@@ -375,13 +404,12 @@ def _within(window: Window, span: Span) -> slice:
     return slice(span.core_start - window.col, span.core_stop - window.col)
 
 
-def _core(logits: Tensor, row: Span, col: Span, margin_px: int) -> Tensor:
-    """Return the core's part of the logits of one read."""
-    height, width = (span.core_stop - span.core_start for span in (row, col))
-    return _cut(logits, row, col, margin_px, Window(row.core_start, col.core_start, height, width))
+def core_of(row: Span, col: Span) -> Window:
+    """Return the pixels of a core."""
+    return Window(row.core_start, col.core_start, row.core_stop - row.core_start, col.core_stop - col.core_start)
 
 
-def _cut(logits: Tensor, row: Span, col: Span, margin_px: int, window: Window) -> Tensor:
+def _cut(logits: Tensor, row: Stretch, col: Stretch, margin_px: int, window: Window) -> Tensor:
     """Return the part of the logits of one read that lies in a window of the raster."""
-    top, left = window.row - row.read_start - margin_px, window.col - col.read_start - margin_px
+    top, left = window.row - row.start - margin_px, window.col - col.start - margin_px
     return logits[..., top : top + window.height, left : left + window.width]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geonorm.raster.read import Pixels
 from geonorm.raster.window import Window
-from geonorm.tiling.plan import Plan, Span
+from geonorm.tiling.plan import Plan, Span, Stretch
 
 Read = Callable[[Window], Pixels]
 """Returns the pixels of a window that lies inside the raster."""
@@ -44,13 +44,13 @@ class Patch:
         return Window(self.row.core_start, first.core_start, height, last.core_stop - first.core_start)
 
     def reads(self, plan: Plan) -> Window:
-        """Return the pixels it needs, all inside the raster."""
-        rows = reflect(self.row.read_start, self.row.read_px, plan.height)
-        cols = [reflect(span.read_start, span.read_px, plan.width) for span in (self.cols[0], self.cols[-1])]
+        """Return the pixels it needs at all phases, all inside the raster."""
         # A read that is reflected at one end may reach further at the other than the last one does.
-        left, right = min(int(one.min()) for one in cols), max(int(one.max()) for one in cols)
-        top, bottom = int(rows.min()), int(rows.max())
-        return Window(top, left, bottom - top + 1, right - left + 1)
+        rows = [reflect(read.start, read.px, plan.height) for read in self.row.reads]
+        cols = [
+            reflect(read.start, read.px, plan.width) for span in (self.cols[0], self.cols[-1]) for read in span.reads
+        ]
+        return _bounds(np.concatenate(rows), np.concatenate(cols))
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class View:
         self._fill = fill.to(torch.float32)
         self._dtype = dtype
 
-    def tiles(self, row: Span, cols: Sequence[Span]) -> Tensor:
-        """Return the tiles of some cores of one row, ``(N, C, h, w)``.
+    def tiles(self, row: Stretch, cols: Sequence[Stretch]) -> Tensor:
+        """Return the tiles that are read in one row, ``(N, C, h, w)``.
 
         Raw values in the type of the file, if torch can take them to the device as they are; float32 otherwise, and
         where a pixel without data holds the fill.
         """
         plan = self._plan
-        rows = reflect(row.read_start, row.read_px, plan.height)
-        columns = [reflect(span.read_start, span.read_px, plan.width) for span in cols]
+        rows = reflect(row.start, row.px, plan.height)
+        columns = [reflect(col.start, col.px, plan.width) for col in cols]
         windows = [_bounds(rows, one) for one in columns]
         found = [self._gather(window) for window in windows]
         plain = self._dtype.type in AS_THEY_ARE and all(filled is None for _, filled in found)

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.windows
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from geonorm.inference.activations import activations
 from geonorm.inference.forecast import Forecast, choose_core_px, forecast
 from geonorm.inference.job import Job, as_trained, prepare
 from geonorm.models import TileGeometry
@@ -28,6 +30,7 @@ from geonorm.raster.read import open_raster
 from geonorm.raster.window import Window
 from tests.inference.rasters import UTM, draw, noise, place
 from tests.inference.test_activations import Plain
+from tests.models.networks import unet
 
 MB = 10**6
 GB = 10**9
@@ -126,6 +129,14 @@ def test_blending_keeps_three_rows_of_logits(tmp_path: Path) -> None:
         told = forecast(job, probe=False)
 
     assert told.memory["blended rows"] == 3 * 2 * (32 + 2 * 8) * 200 * 4
+
+
+def test_several_phases_keep_the_sum_of_their_logits(tmp_path: Path) -> None:
+    with opened(tmp_path / "raster.tif", noise(3, 96, 80), unet(), tta="phases") as job:
+        told = forecast(job, probe=False)
+        alive = activations(job.predict, (1, 3, 50, 50), torch.uint8, torch.device("cpu"))
+
+    assert told.memory["network"] == alive.peak_bytes + 4 * 2 * 50**2 + 4 * 2 * 32**2
 
 
 def test_the_disk_holds_the_strips_and_the_map_with_its_overviews(tmp_path: Path) -> None:

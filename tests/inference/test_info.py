@@ -81,6 +81,25 @@ def test_the_cost_of_the_exact_halo_is_told_for_usual_cores(norm: type[nn.Module
     assert "at most 4x from core" in text
 
 
+def test_the_cost_of_phases_is_told_for_every_number_of_them() -> None:
+    network = unet(depth=2)
+    geometry = tile_geometry(network)
+
+    line = line_of(describe_model(trained(network)), "phases")
+
+    assert line.split()[1] == "16"
+    for phases in (2, 4):
+        plan = Plan(
+            height=1,
+            width=1,
+            core_px=512,
+            halo_px=geometry.core_halo_px or 0,
+            network=network_of(geometry),
+            phases=phases,
+        )
+        assert f"{plan.num_phases}: {plan.num_phases * plan.overhead:.0f}x" in line
+
+
 def test_windows_are_told_in_cells_and_in_pixels_and_marked_where_they_were_enlarged() -> None:
     text = describe_model(trained(unet(local(window_px=6), depth=3, norm_at="block")))
 

@@ -210,6 +210,7 @@ def test_a_damaged_strip_is_named_and_made_anew(
         ({"core_px": 32}, "its core_px is 16, here it is 32"),
         ({"grid_offset_px": (4, 0)}, r"its grid_offset_px is \[0, 0\], here it is \[4, 0\]"),
         ({"batch_size": 2}, "its batch_size is 1, here it is 2"),
+        ({"tta": "phases"}, 'its tta is "none", here it is "phases"'),
         ({"nodata_rule": "any"}, 'its nodata_rule is "all", here it is "any"'),
         ({"halo": 0}, 'its halo is "auto", here it is 0'),
         ({"outputs": ("labels", "logits")}, r'its outputs is \["labels"\], here it is \["labels", "logits"\]'),

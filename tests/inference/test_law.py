@@ -44,6 +44,9 @@ NETWORKS: dict[str, Callable[[], UNet]] = {
     "9 px, ends": partial(unet, local(window_px=9), depth=2, norm_at="ends"),
     "4 x 3 cells, clip": partial(unet, local(window_cells=(4, 3), border="clip"), norm_at="block"),
     "5 px, one band": partial(unet, local(window_px=5), bands=1, norm_at="ends"),
+    "BN, blur": partial(unet, depth=2, downsample="maxblur"),
+    "BN, blur, valid": partial(unet, depth=2, downsample="maxblur", padding="valid"),
+    "5 px, blur": partial(unet, local(window_px=5), downsample="maxblur"),
 }
 
 BODIES = EXACT_BODIES | ROUNDED_BODIES
@@ -159,7 +162,7 @@ def test_tiles_give_the_bits_of_the_whole_image(
     assert torch.equal(found[:, valid], whole(network, image, plan)[:, valid])
 
 
-@pytest.mark.parametrize("name", ["BN", "5 px", "5 px, valid"])
+@pytest.mark.parametrize("name", ["BN", "BN, blur", "5 px", "5 px, valid"])
 @pytest.mark.parametrize("core_px", [20, 32, 48])
 def test_grids_of_one_phase_give_the_same_bits(name: str, core_px: int) -> None:
     network, geometry = made(name)
@@ -172,7 +175,7 @@ def test_grids_of_one_phase_give_the_same_bits(name: str, core_px: int) -> None:
         assert torch.equal(tiled(network, image, plan), expected)
 
 
-@pytest.mark.parametrize("name", ["BN", "5 px, valid"])
+@pytest.mark.parametrize("name", ["BN", "BN, blur", "5 px, valid"])
 def test_two_threads_give_the_bits_of_one(name: str) -> None:
     network, geometry = made(name)
     image = noise(3, 30, 45)
@@ -195,7 +198,7 @@ def test_windows_of_91_px_find_their_neighbours_at_the_edges(padding: Padding) -
     assert torch.equal(tiled(network, image, plan), whole(network, image, plan))
 
 
-@pytest.mark.parametrize("name", ["BN", "BN, deep", "5 px", "5 px, valid"])
+@pytest.mark.parametrize("name", ["BN", "BN, deep", "BN, blur", "5 px", "5 px, valid"])
 def test_a_halo_that_is_one_stride_smaller_is_not_enough(name: str) -> None:
     network, geometry = made(name)
     image, exact = noise(3, 90, 120), exact_plan(geometry, noise(3, 90, 120)).axes[0].aligned_halo_px

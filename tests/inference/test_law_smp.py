@@ -151,6 +151,6 @@ def test_the_exact_halo_is_enough_and_one_stride_less_is_not(name: str) -> None:
 
     expected = whole(in_double(name), exact)
 
-    assert exact.read_px < exact.axes[0].whole_px
+    assert exact.read_px < exact.axes[0].wholes[0].px
     assert farthest(tiled(in_double(name), exact), expected) <= FINE_TOLERANCE
     assert farthest(tiled(in_double(name), less), expected) > 10 * FINE_TOLERANCE

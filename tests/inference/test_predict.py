@@ -381,6 +381,7 @@ def test_a_file_that_is_not_there_is_one_line(target: Path, tmp_path: Path) -> N
         {"batch_size": 0},
         {"batch_size": -1},
         {"nodata_rule": "some"},
+        {"tta": "d5"},
     ],
     ids=str,
 )

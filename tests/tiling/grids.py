@@ -25,9 +25,10 @@ def networks(draw: st.DrawFn, *, max_stride_px: int = 8, max_margin_px: int = 9)
 
 
 @st.composite
-def plans(draw: st.DrawFn, *, max_side_px: int = 150, min_core_px: int = 1) -> Plan:
-    """Return a plan of any sizes, anywhere in the world."""
+def plans(draw: st.DrawFn, *, max_side_px: int = 150, min_core_px: int = 1, max_phases: int = 8) -> Plan:
+    """Return a plan of any sizes, anywhere in the world, at one or several phases."""
     network = draw(networks())
+    phases = [k for k in range(1, min(network.stride_px, max_phases) + 1) if network.stride_px % k == 0]
     least_cells = -(-min_core_px // network.stride_px)
     where = st.one_of(st.integers(-20, 20), st.integers(-(10**8), 10**8))
     return Plan(
@@ -38,6 +39,7 @@ def plans(draw: st.DrawFn, *, max_side_px: int = 150, min_core_px: int = 1) -> P
         network=network,
         first_index=(draw(where), draw(where)),
         grid_offset_px=(draw(where), draw(where)),
+        phases=draw(st.sampled_from(phases)),
     )
 
 

@@ -64,10 +64,7 @@ def slowly(plan: Plan, image: np.ndarray, predict: object, blend: Blend) -> Tens
                 for start, axis in zip(starts, (rows, cols), strict=True)
             ]
             whole = type(row)  # a span whose core is all that the tile contributes to
-            wide = [
-                whole(place[0], place[-1] + 1, span.read_start, span.read_px)
-                for place, span in zip(places, (row, col), strict=True)
-            ]
+            wide = [whole(place[0], place[-1] + 1, span.reads) for place, span in zip(places, (row, col), strict=True)]
             logits = predict_tile(reader(image), predict, plan, *wide, fill=FILL, finish=unchanged).double()  # type: ignore[arg-type]
             share = torch.outer(
                 *(weights[np.array(place) - start] for place, start in zip(places, starts, strict=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch.nn.functional import conv2d
 
 from geonorm.raster.window import Window
 from geonorm.tiling.engine import Strip, labels_of, predict_strips, predict_tile, predict_whole
-from geonorm.tiling.plan import Network, Plan
+from geonorm.tiling.plan import Network, Plan, Span
 from geonorm.tiling.supply import reflect
 from tests.tiling.grids import plans, reader
 
@@ -60,6 +62,11 @@ def identity(plan: Plan) -> Any:
         return tiles[..., margin_px : height - margin_px, margin_px : width - margin_px]
 
     return predict
+
+
+def batches(cols: list[Span], batch_size: int) -> list[list[Span]]:
+    """Return the cores of a row as they go through the network together."""
+    return [cols[start : start + batch_size] for start in range(0, len(cols), batch_size)]
 
 
 def joined(strips: list[Strip]) -> Tensor:
@@ -117,7 +124,11 @@ def test_the_network_sees_the_raster_its_reflection_and_the_fill(plan: Plan, bat
     filled = np.where(counts, image, FILL.numpy()[:, None, None])
     rows, cols = plan.axes
     windows = [
-        Window(row.read_start, col.read_start, row.read_px, col.read_px) for row in rows.spans() for col in cols.spans()
+        Window(top.start, left.start, top.px, left.px)
+        for row in rows.spans()
+        for batch in batches([*cols.spans()], batch_size)
+        for top, number in product(row.reads, range(plan.phases))
+        for left in (col.reads[number] for col in batch)
     ]
     assert len(seen) == len(windows)
     for tile, window in zip(seen, windows, strict=True):
@@ -139,7 +150,11 @@ def test_the_whole_pass_sees_the_raster_its_reflection_and_the_fill(plan: Plan, 
     whole = predict_whole(reader(image, value_valid=counts), predict, plan, fill=FILL)
 
     filled = np.where(counts, image, FILL.numpy()[:, None, None])
-    assert torch.equal(torch.cat(seen).float(), extended(filled, plan.whole())[None])
+    rows, cols = (axis.wholes for axis in plan.axes)
+    windows = [Window(top.start, left.start, top.px, left.px) for top, left in product(rows, cols)]
+    assert len(seen) == len(windows)
+    for tiles, window in zip(seen, windows, strict=True):
+        assert torch.equal(tiles.float(), extended(filled, window)[None])
     np.testing.assert_array_equal(whole.valid, counts.any(axis=0))
     assert (whole.row, whole.rows) == (0, plan.height)
 
@@ -156,10 +171,10 @@ def test_batches_are_full_but_for_the_last_of_a_row(plan: Plan, batch_size: int)
     read = reader(noise(plan.height, plan.width))
     list(predict_strips(read, predict, plan, fill=FILL, batch_size=batch_size, on_tiles=done.append))
 
-    rows, cols = (axis.num_cores for axis in plan.axes)
-    full, last = divmod(cols, batch_size)
-    assert sizes == ([batch_size] * full + [last] * (last > 0)) * rows
-    assert done == sizes
+    rows, cols = plan.axes
+    expected = [len(batch) for batch in batches([*cols.spans()], batch_size)] * rows.num_cores
+    assert done == expected
+    assert sizes == [size for size in expected for _ in range(plan.num_phases)]
 
 
 @given(plan=small_plans)
@@ -170,7 +185,8 @@ def test_no_more_rows_are_read_at_once_than_the_network_reads(plan: Plan) -> Non
     list(predict_strips(read, identity(plan), plan, fill=FILL))
 
     assert len(windows) == plan.axes[0].num_cores
-    assert all(window.height <= plan.read_px and window.width == plan.width for window in windows)
+    moved_px = plan.network.stride_px if plan.phases > 1 else 0  # the reads of all phases lie in one window
+    assert all(window.height <= plan.read_px + moved_px and window.width == plan.width for window in windows)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "int64", "float32", "float64"])
@@ -254,6 +270,7 @@ def test_tiling_a_3_x_3_convolution_changes_nothing(plan: Plan, padded: bool) ->
         halo_px=1 + plan.halo_px % 5,
         network=network,
         first_index=plan.first_index,
+        phases=plan.phases,
     )
     image = noise(plan.height, plan.width)
     weight = torch.arange(-9.0, 9.0).view(1, 2, 3, 3)  # whole numbers: sums are exact
@@ -266,6 +283,23 @@ def test_tiling_a_3_x_3_convolution_changes_nothing(plan: Plan, padded: bool) ->
 
     assert tiled.shape == (1, plan.height, plan.width)
     assert torch.equal(tiled, whole.output)
+
+
+def test_of_several_phases_no_logits_are_kept_but_their_sum() -> None:
+    plan = Plan(height=40, width=60, core_px=16, network=Network(stride_px=4, least_px=4), phases=4)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def predict(tiles: Tensor) -> Tensor:
+        alive.append(sum(logits() is not None for logits in made))
+        logits = tiles.float()
+        made.append(weakref.ref(logits))
+        return logits
+
+    list(predict_strips(reader(noise(40, 60)), predict, plan, fill=FILL))
+
+    assert len(alive) == plan.num_tiles * 16
+    assert max(alive) <= 1  # those of the phase before, which have just been added
 
 
 def test_without_a_halo_the_seams_of_a_convolution_show() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geonorm.errors import InvalidConfigError
-from geonorm.tiling.plan import Axis, Network, Plan
+from geonorm.tiling.plan import Axis, Network, Plan, Span, Stretch
 from tests.tiling.grids import networks, plans
 
 many = settings(max_examples=300)
@@ -26,9 +28,11 @@ def length_of(plan: Plan, axis: int) -> int:
     return (plan.height, plan.width)[axis]
 
 
-def whole_end(axis: Axis) -> int:
-    """Return the first pixel after the whole-image pass."""
-    return axis.whole_start + axis.whole_px
+def phases_of(axis: Axis) -> Iterator[tuple[Stretch, list[tuple[Span, Stretch]]]]:
+    """Yield what the whole-image pass reads at each phase, and the cores with their reads at that phase."""
+    spans = list(axis.spans())
+    for number, whole in enumerate(axis.wholes):
+        yield whole, [(span, span.reads[number]) for span in spans]
 
 
 # Cores
@@ -75,7 +79,7 @@ def test_moving_the_grid_by_whole_cores_changes_nothing(plan: Plan, steps: int) 
 
     for ours, theirs in zip(plan.axes, moved.axes, strict=True):
         assert list(ours.spans()) == list(theirs.spans())
-    assert plan.whole() == moved.whole()
+        assert ours.wholes == theirs.wholes
 
 
 @given(plan=plans())
@@ -108,59 +112,143 @@ def test_an_offset_moves_the_grid_down_and_to_the_right() -> None:
 @given(plan=plans())
 def test_reads_begin_where_cells_of_the_whole_pass_do(plan: Plan) -> None:
     for axis in plan.axes:
-        for span in axis.spans():
-            assert (span.read_start - axis.whole_start) % plan.network.stride_px == 0
+        for whole, reads in phases_of(axis):
+            assert all((read.start - whole.start) % plan.network.stride_px == 0 for _, read in reads)
 
 
 @many
 @given(plan=plans())
-def test_reads_hold_core_and_halo_unless_the_whole_pass_ends_there(plan: Plan) -> None:
+def test_reads_hold_the_cells_of_the_core_and_the_halo_unless_the_whole_pass_ends_there(plan: Plan) -> None:
+    stride_px = plan.network.stride_px
     for number, axis in enumerate(plan.axes):
-        for span in axis.spans():
-            # A core that the raster's edge cuts is still surrounded from where it would begin.
-            first = span.core_start - (world_index(plan, number) + span.core_start) % plan.core_px
-            assert span.read_start <= max(axis.whole_start, first - plan.halo_px)
-            assert span.read_start + span.read_px >= min(whole_end(axis), first + plan.core_px + plan.halo_px)
+        for whole, reads in phases_of(axis):
+            for span, read in reads:
+                # A core that the raster's edge cuts is still surrounded from where it would begin.
+                first = span.core_start - (world_index(plan, number) + span.core_start) % plan.core_px
+                cell = whole.start + plan.network.margin_px  # where one begins
+                first_cell = first - (first - cell) % stride_px
+                last_cell = first + plan.core_px + (cell - first - plan.core_px) % stride_px
+                assert read.start <= max(whole.start, first_cell - plan.halo_px)
+                assert read.stop >= min(whole.stop, last_cell + plan.halo_px)
 
 
 @many
 @given(plan=plans())
 def test_reads_never_leave_the_whole_pass(plan: Plan) -> None:
     for axis in plan.axes:
-        for span in axis.spans():
-            assert axis.whole_start <= span.read_start
-            assert span.read_start + span.read_px <= whole_end(axis)
+        for whole, reads in phases_of(axis):
+            assert all(whole.start <= read.start <= read.stop <= whole.stop for _, read in reads)
 
 
 @many
 @given(plan=plans())
-def test_all_reads_have_one_size_that_the_network_takes(plan: Plan) -> None:
+def test_all_reads_of_a_phase_have_one_size_that_the_network_takes(plan: Plan) -> None:
     network = plan.network
     for axis in plan.axes:
-        (read_px,) = {span.read_px for span in axis.spans()}
+        for expected_px, (whole, reads) in zip(axis.reads_px, phases_of(axis), strict=True):
+            (read_px,) = {read.px for _, read in reads}
 
-        assert read_px == min(axis.read_px, axis.whole_px)
-        assert read_px >= network.least_px
-        assert (read_px - network.least_px) % network.stride_px == 0
+            assert read_px == min(expected_px, whole.px)
+            assert read_px >= network.least_px
+            assert (read_px - network.least_px) % network.stride_px == 0
 
 
 @many
 @given(plan=plans())
-def test_the_output_of_a_read_holds_its_core(plan: Plan) -> None:
+def test_the_output_of_every_read_holds_its_core(plan: Plan) -> None:
     margin_px = plan.network.margin_px
     for axis in plan.axes:
         for span in axis.spans():
-            assert span.read_start + margin_px <= span.core_start
-            assert span.core_stop <= span.read_start + span.read_px - margin_px
+            for read in span.reads:
+                assert read.start + margin_px <= span.core_start
+                assert span.core_stop <= read.stop - margin_px
 
 
 @given(plan=plans())
 def test_reads_are_no_larger_than_the_strides_ask_for(plan: Plan) -> None:
     network, halo_px = plan.network, max(plan.halo_px, plan.network.margin_px)
 
-    # A stride at either end, and what the network adds to reach a side that it takes.
-    bound = max(plan.core_px + 2 * (halo_px + network.stride_px - 1) + network.stride_px - 1, network.least_px)
+    # A stride at either end, one more for a core that begins within a cell, and what the network adds to reach a side
+    # that it takes.
+    core_px = plan.core_px + (network.stride_px if plan.phases > 1 else 0)
+    bound = max(core_px + 2 * (halo_px + network.stride_px - 1) + network.stride_px - 1, network.least_px)
     assert plan.read_px <= bound
+
+
+# Phases
+
+
+@many
+@given(plan=plans(), steps=st.tuples(st.integers(-9, 9), st.integers(-9, 9)))
+def test_a_grid_that_moves_by_steps_of_its_anchor_leaves_the_cells_where_they_are_in_the_same_order(
+    plan: Plan, steps: tuple[int, int]
+) -> None:
+    rows, cols = (offset + step * plan.anchor_px for offset, step in zip(plan.grid_offset_px, steps, strict=True))
+    moved = replace(plan, grid_offset_px=(rows, cols))
+
+    for ours, theirs in zip(plan.axes, moved.axes, strict=True):
+        assert ours.wholes == theirs.wholes
+
+
+@many
+@given(plan=plans(), move=st.tuples(st.integers(-9, 9), st.integers(-9, 9)))
+def test_with_all_phases_the_grid_may_move_by_any_number_of_pixels(plan: Plan, move: tuple[int, int]) -> None:
+    plan = replace(plan, phases=plan.network.stride_px)
+    rows, cols = (offset + pixels for offset, pixels in zip(plan.grid_offset_px, move, strict=True))
+
+    for ours, theirs in zip(plan.axes, replace(plan, grid_offset_px=(rows, cols)).axes, strict=True):
+        assert ours.wholes == theirs.wholes
+
+
+@many
+@given(plan=plans())
+def test_phases_are_those_of_moved_grids_ordered_by_their_place_in_the_world(plan: Plan) -> None:
+    stride_px, margin_px = plan.network.stride_px, plan.network.margin_px
+    for number, axis in enumerate(plan.axes):
+        offset = [0, 0]
+        moved = []
+        for phase in axis.phases_px:
+            offset[number] = plan.grid_offset_px[number] + phase
+            (whole,) = replace(plan, phases=1, grid_offset_px=(offset[0], offset[1])).axes[number].wholes
+            moved.append(((plan.first_index[number] + whole.start + margin_px) % stride_px, whole))
+
+        assert list(axis.wholes) == [whole for _, whole in sorted(moved, key=lambda pair: pair[0])]
+
+
+@many
+@given(plan=plans())
+def test_poolings_of_smaller_strides_meet_each_of_their_phases_equally_often(plan: Plan) -> None:
+    for axis in plan.axes:
+        assert 0 in axis.phases_px
+        assert len({*axis.phases_px}) == plan.phases
+        for stride_px in (px for px in range(1, plan.phases + 1) if plan.phases % px == 0):
+            met = Counter(phase % stride_px for phase in axis.phases_px)
+            assert [*met.values()] == [plan.phases // stride_px] * stride_px
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"), [(1, [0]), (2, [0, 9]), (4, [0, 5, 10, 15]), (16, [*range(16)])], ids=str
+)
+def test_few_phases_are_spread_over_the_stride(phases: int, expected: list[int]) -> None:
+    plan = Plan(height=9, width=9, network=Network(stride_px=16), phases=phases)
+
+    assert [list(axis.phases_px) for axis in plan.axes] == [expected, expected]
+
+
+def test_a_core_of_16_px_read_at_two_phases_of_four() -> None:
+    plan = Plan(height=80, width=80, core_px=16, halo_px=3, network=Network(stride_px=4, least_px=4), phases=2)
+
+    reads = [[(read.start, read.px) for read in span.reads] for span in plan.axes[0].spans()]
+
+    # At phase 3 cells begin at -1, 3, 7, ...; the whole-image pass begins at -1 and ends at 83.
+    assert reads == [
+        [(0, 24), (-1, 28)],
+        [(12, 24), (11, 28)],
+        [(28, 24), (27, 28)],
+        [(44, 24), (43, 28)],
+        [(56, 24), (55, 28)],
+    ]
+    assert (plan.read_px, plan.num_phases, plan.anchor_px) == (28, 4, 4)
 
 
 # The whole-image pass
@@ -170,11 +258,14 @@ def test_reads_are_no_larger_than_the_strides_ask_for(plan: Plan) -> None:
 @given(plan=plans())
 def test_the_whole_pass_begins_less_than_a_cell_before_the_raster(plan: Plan) -> None:
     stride_px, margin_px = plan.network.stride_px, plan.network.margin_px
-    for number, axis in enumerate(plan.axes):
-        first = axis.whole_start + margin_px
+    for axis in plan.axes:
+        assert len(axis.wholes) == plan.phases
+        for whole in axis.wholes:
+            first = whole.start + margin_px
 
-        assert -stride_px < first <= 0
-        assert (world_index(plan, number) + first) % stride_px == 0
+            assert -stride_px < first <= 0
+    if plan.phases == 1:
+        assert all((axis.index + axis.wholes[0].start + margin_px) % stride_px == 0 for axis in plan.axes)
 
 
 @many
@@ -182,18 +273,11 @@ def test_the_whole_pass_begins_less_than_a_cell_before_the_raster(plan: Plan) ->
 def test_the_whole_pass_is_the_smallest_whose_output_holds_the_raster(plan: Plan) -> None:
     network = plan.network
     for number, axis in enumerate(plan.axes):
-        needed_px = length_of(plan, number) + network.margin_px - axis.whole_start
-        sides = range(network.least_px, needed_px + network.stride_px + network.least_px, network.stride_px)
+        for whole in axis.wholes:
+            needed_px = length_of(plan, number) + network.margin_px - whole.start
+            sides = range(network.least_px, needed_px + network.stride_px + network.least_px, network.stride_px)
 
-        assert axis.whole_px == next(side for side in sides if side >= needed_px)
-
-
-@given(plan=plans())
-def test_the_whole_pass_lies_on_both_axes(plan: Plan) -> None:
-    whole, (rows, cols) = plan.whole(), plan.axes
-
-    assert (whole.row, whole.col) == (rows.whole_start, cols.whole_start)
-    assert (whole.height, whole.width) == (rows.whole_px, cols.whole_px)
+            assert whole.px == next(side for side in sides if side >= needed_px)
 
 
 @given(network=networks(), needed_px=st.integers(0, 100))
@@ -211,6 +295,21 @@ def test_the_overhead_is_read_over_core_squared() -> None:
 
     assert plan.read_px == 128
     assert plan.overhead == 4
+
+
+def test_the_overhead_of_several_phases_is_that_of_one_on_average() -> None:
+    plan = Plan(height=900, width=900, core_px=64, halo_px=32, network=Network(stride_px=16, least_px=16), phases=2)
+
+    assert plan.overhead == (128**2 + 2 * 128 * 144 + 144**2) / 4 / 64**2
+
+
+@pytest.mark.parametrize("phases", [0, -1, 3, 8])
+def test_phases_that_are_not_spread_evenly_are_one_line(phases: int) -> None:
+    with pytest.raises(InvalidConfigError, match=r"Take one of 1 x 1 = 1, 2 x 2 = 4, 4 x 4 = 16\.$") as caught:
+        Plan(height=9, width=9, network=Network(stride_px=4), phases=phases)
+
+    assert "stride of 4 px" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
