@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from _script import MOST_NAMES, check_space
+from _script import MOST_NAMES
 from tqdm import tqdm
 
 from geonorm.errors import DatasetError, name_some, one_line
-from geonorm.files import folder_beside, put_in_place, written_whole
+from geonorm.files import check_space, folder_beside, put_in_place, written_whole
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_EVERY_S = 0.5

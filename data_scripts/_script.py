@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from geonorm.errors import DatasetError, GeonormError, InvalidConfigError
+from geonorm.errors import GeonormError, InvalidConfigError
 
 MOST_NAMES = 8
 """So many files are named in a message."""
@@ -43,27 +41,3 @@ def run(work: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
         print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-def check_space(folder: Path, needed_bytes: int, *, what: str) -> None:
-    """Raise `DatasetError` where the disk of a folder that may be still to be made lacks the space for ``what``."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
-        raise DatasetError(
-            f"{folder} has {size(free)} free, and {what} needs {size(needed_bytes)}. "
-            "Free space, or choose another disk."
-        )
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as people read it.
-
-    Example:
-        >>> size(1_500), size(20_957_000_000)
-        ('1.5 kB', '21.0 GB')
-    """
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.1f} {units[0]}"

@@ -18,12 +18,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from _script import Parser, check_space, run
+from _script import Parser, run
 
 from geonorm.data import write_chesapeake_layout, write_inria_layout
 from geonorm.data.drawn import CITY_NAMES
 from geonorm.data.drawn_land import STATE_NAMES
 from geonorm.errors import InvalidConfigError
+from geonorm.files import check_space
 
 TRAIN_CITIES = 4
 """So many of the cities are for training where none are named; the rest are for testing."""

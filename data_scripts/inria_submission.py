@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from _script import MOST_NAMES, Parser, check_space, run
+from _script import MOST_NAMES, Parser, run
 from inria_unpack import TEST_CITIES
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from geonorm.errors import DatasetError, InvalidConfigError, name_some, one_line
-from geonorm.files import written_whole
+from geonorm.files import check_space, written_whole
 from geonorm.raster.read import GDAL_ERRORS
 from geonorm.raster.write import lying_nowhere, write_image
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from _script import Parser, check_space, run
+from _script import Parser, run
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from geonorm.data.inria import city_of
 from geonorm.errors import DatasetError, InvalidConfigError, RasterError, name_some
-from geonorm.files import written_whole
+from geonorm.files import check_space, written_whole
 from geonorm.raster.read import GDAL_ERRORS, gdal_said
 from geonorm.raster.write import lying_nowhere, write_image
 

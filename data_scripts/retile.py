@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
-from _script import MOST_NAMES, Parser, check_space, run
+from _script import MOST_NAMES, Parser, run
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from geonorm.errors import DatasetError, GeonormError, InvalidConfigError, RasterError, name_some
-from geonorm.files import written_whole
+from geonorm.files import check_space, written_whole
 from geonorm.raster.read import GDAL_ERRORS, gdal_said
 from geonorm.raster.write import lying_nowhere
 

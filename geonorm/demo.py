@@ -23,7 +23,8 @@ from geonorm.data import InriaDataModule
 from geonorm.data.drawn import draw_scene, write_inria_layout
 from geonorm.errors import GeonormWarning
 from geonorm.evaluation.report import Heading, Part, Picture, Table, Text, write_page
-from geonorm.evaluation.shift import Report, shift_consistency
+from geonorm.evaluation.shift import shift_consistency
+from geonorm.evaluation.shift_run import Report
 from geonorm.files import make_folder
 from geonorm.inference import predict_raster
 from geonorm.models import UNet
@@ -114,9 +115,12 @@ def run_demo(out_dir: Path, *, seed: int = 0, scale: Scale | None = None) -> dic
             [run["checkpoint"] for run in runs.values()],
             [image],
             out_dir / "shift",
+            labels=[truth],
+            measures=["moves"],
             shifts_px=SHIFTS_PX,
             core_px=CORE_PX,
             halo=HALO_PX,
+            restart=True,
             progress=True,
         )
     summary = {
@@ -182,7 +186,7 @@ def _figures(run: dict[str, Any], consistency: Report, which: int) -> dict[str, 
         **{key: value for key, value in run.items() if key in ("train_seconds", "iou")},
         "overhead": round(measured["overhead"], 2),
         "tile_independent": not measured["unbounded"],
-        "shifts": measured["shifts"],
+        "shifts": measured["comparisons"],
     }
 
 

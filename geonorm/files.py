@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from geonorm.errors import InvalidConfigError, RasterError
+from filelock import FileLock, Timeout
+
+from geonorm.errors import DatasetError, InvalidConfigError, RasterError
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -19,6 +21,21 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InvalidConfigError(f"The folder {path} cannot be made: {error.strerror}. Choose another one.") from error
     return Path(path)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep other processes that do the same out of a folder.
+
+    Raises:
+        InvalidConfigError: One is at work there.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise InvalidConfigError(f"another process is at work in {folder}. Wait for it, or stop it.") from error
 
 
 @contextmanager
@@ -80,3 +97,27 @@ def _flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def check_space(folder: Path, needed_bytes: int, *, what: str) -> None:
+    """Raise `DatasetError` where the disk of a folder that may be still to be made lacks the space for ``what``."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed_bytes:
+        raise DatasetError(
+            f"{folder} has {size_in_words(free)} free, and {what} needs {size_in_words(needed_bytes)}. "
+            "Free space, or choose another disk."
+        )
+
+
+def size_in_words(count: int) -> str:
+    """Return a number of bytes as people read it.
+
+    Example:
+        >>> size_in_words(1_500), size_in_words(20_957_000_000)
+        ('1.5 kB', '21.0 GB')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}"

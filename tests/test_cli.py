@@ -236,6 +236,19 @@ def test_predict_writes_the_map_that_python_writes(here: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("map.tif: 5,400 pixels labelled (")
 
 
+def test_predict_over_all_phases_makes_one_map_wherever_the_grid_lies(here: Path) -> None:
+    words = ["predict", "bn.ckpt", "image.tif"]
+    options = ["--tta", "phases", "--core_px", "32", "--halo", "exact"]
+
+    assert run(*words, "here.tif", *options) == run(*words, "moved.tif", *options, "--grid_offset_px", "3", "-7") == 0
+
+    predict_raster("bn.ckpt", "image.tif", "python.tif", tta="phases", core_px=32, halo="exact")
+    assert (here / "here.tif").read_bytes() == (here / "python.tif").read_bytes()
+    with rasterio.open("here.tif") as one, rasterio.open("moved.tif") as other:
+        assert one.tags()["geonorm_tta"] == "phases"
+        np.testing.assert_array_equal(one.read(), other.read())
+
+
 def test_predict_replaces_a_map_if_asked_to(here: Path) -> None:
     (here / "map.tif").write_text("old")
 
@@ -268,6 +281,16 @@ def test_info_says_what_a_checkpoint_holds(here: Path, capsys: pytest.CaptureFix
 
     out = capsys.readouterr().out
     assert all(fact in out for fact in ("red, green, blue", "building", "geonorm.norms.BatchNorm", "bn.ckpt"))
+
+
+def test_info_measures_the_reach_on_rasters(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--sources", "image.tif", "--pixels", "2", "--cores", "2", "--core_px", "16", "--halos_px", "0", "4"]
+
+    assert run("info", "bn.ckpt", "--reach", "out", *words) == 0
+
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("red, green, blue", "px far", "labels that may differ", "out/reach.json"))
+    assert {path.name for path in here.glob("out/*")} == {"reach.json", "reach.csv", "halos.csv", "reach.png"}
 
 
 def test_localize_writes_what_info_predict_and_shift_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,6 +341,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "foreign checkpoint": (["predict", "foreign.ckpt", "image.tif", "map.tif"], "foreign.ckpt"),
     "list as checkpoint": (["predict", "list.ckpt", "image.tif", "map.tif"], "list.ckpt"),
     "foreign checkpoint to info": (["info", "foreign.ckpt"], "foreign.ckpt"),
+    "reach without rasters": (["info", "bn.ckpt", "--reach", "out"], "--sources belong together"),
+    "rasters without reach": (["info", "bn.ckpt", "--sources", "image.tif"], "--sources belong together"),
+    "reach on no raster": (["info", "bn.ckpt", "--reach", "out", "--sources", "no.tif"], "no.tif"),
+    "reach on too few bands": (["info", "bn.ckpt", "--reach", "out", "--sources", "grey.tif"], "grey.tif has 1 band"),
+    "reach of no pixel": (["info", "bn.ckpt", "--reach", "out", "--sources", "image.tif", "--pixels", "0"], "pixels"),
+    "reach in large cores": (
+        ["info", "bn.ckpt", "--reach", "out", "--sources", "image.tif", "--core_px", "512"],
+        "No raster is large enough",
+    ),
+    "reach into a file": (["info", "bn.ckpt", "--reach", "text.tif", "--sources", "image.tif"], "text.tif cannot be"),
     "missing raster": (["predict", "bn.ckpt", "no.tif", "map.tif"], "no.tif"),
     "no raster": (["predict", "bn.ckpt", "text.tif", "map.tif"], "text.tif"),
     "folder as raster": (["predict", "bn.ckpt", "data", "map.tif"], "data"),
@@ -332,6 +365,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "exact halo where none is": (["predict", "gn.ckpt", "image.tif", "map.tif", "--halo", "exact"], "no exact halo"),
     "odd core": (["predict", "bn.ckpt", "image.tif", "map.tif", "--core_px", "33"], "33"),
     "no core": (["predict", "bn.ckpt", "image.tif", "map.tif", "--core_px", "0"], "core_px"),
+    "unknown averaging": (["predict", "bn.ckpt", "image.tif", "map.tif", "--tta", "d5"], "got 'd5'"),
+    "phases that do not divide": (["predict", "bn.ckpt", "image.tif", "map.tif", "--tta", "phases:9"], "3 x 3 = 9"),
     "no batch": (["predict", "bn.ckpt", "image.tif", "map.tif", "--batch_size", "0"], "batch_size"),
     "negative batch": (["predict", "bn.ckpt", "image.tif", "map.tif", "--batch_size", "-1"], "batch_size"),
     "unknown device": (["predict", "bn.ckpt", "image.tif", "map.tif", "--device", "banana"], "banana"),

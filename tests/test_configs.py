@@ -15,6 +15,7 @@ import rasterio
 import yaml
 from affine import Affine
 
+import geonorm.norms
 from geonorm.cli import main
 from geonorm.tasks import data_cli
 from geonorm.tasks.checkpoint import load_model
@@ -74,7 +75,7 @@ def combined(file: str, scenes: Path, *more: str) -> list[str]:
 
 
 def test_there_are_configurations_of_every_kind() -> None:
-    assert {file.split("/")[0] for file in FILES} == {"data", "extra", "norm", "run"}
+    assert {file.split("/")[0] for file in FILES} == {"data", "extra", "norm", "run", "study"}
     assert all(file.endswith(".yaml") for file in FILES)
 
 
@@ -97,6 +98,27 @@ def test_check_data_knows_which_settings_of_a_training_are_not_about_the_data(
 
     settings = yaml.safe_load(capsys.readouterr().out)
     assert {f"--{name}" for name in settings} <= {*data_cli.OTHERS, "--data"}
+
+
+def test_the_study_has_every_norm_with_settings_that_it_takes() -> None:
+    norms = yaml.safe_load((FOLDER / "study/norms.yaml").read_text(encoding="utf-8"))["compare"]["norms"]
+
+    made = {
+        name: getattr(geonorm.norms, norm["class_path"].rpartition(".")[2])(16, stride=2, **norm.get("init_args", {}))
+        for name, norm in norms.items()
+    }
+
+    assert {type(layer) for layer in made.values()} >= {
+        geonorm.norms.NoNorm,
+        geonorm.norms.FrozenBatchNorm,
+        geonorm.norms.BatchNorm,
+        geonorm.norms.BatchRenorm,
+        geonorm.norms.GroupNorm,
+        geonorm.norms.InstanceNorm,
+        geonorm.norms.LayerNorm,
+        geonorm.norms.LocalContextNorm,
+        geonorm.norms.SwitchableNorm,
+    }
 
 
 def missing(settings: Any, parsed: Any, name: str = "") -> set[str]:

@@ -56,3 +56,11 @@ def as_device(name: str) -> str:
     except Exception as error:
         raise InvalidConfigError(f"--device {name} cannot be used here; try --device cpu.") from error
     return name
+
+
+def as_numbers(text: str, *, option: str) -> list[int]:
+    """Return numbers that are written with commas between."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidConfigError(f"{option} needs whole numbers with commas between, got {text!r}.") from None

@@ -20,11 +20,10 @@ from geonorm.evaluation.comparison_runs import (
     discard,
     is_done,
     last_line,
-    only_one,
     run_missing,
 )
 from geonorm.evaluation.comparison_table import Summary, gather, write_tables
-from geonorm.files import make_folder, write_text
+from geonorm.files import make_folder, only_one, write_text
 
 SCENES = "scenes"
 

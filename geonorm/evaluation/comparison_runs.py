@@ -7,15 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from geonorm.errors import InvalidConfigError, name_some
@@ -52,17 +50,6 @@ def discard(runs: Sequence[Run]) -> None:
     """Delete what lies there of these trainings."""
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
-
-
-@contextmanager
-def only_one(out_dir: Path) -> Iterator[None]:
-    """Keep other comparisons out of a folder."""
-    lock = FileLock(out_dir / "compare.lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout as error:
-        raise InvalidConfigError(f"another process is at work in {out_dir}. Wait for it, or stop it.") from error
 
 
 def run_missing(runs: Sequence[Run], *, checkpoint: Checkpoint, jobs: int, progress: bool) -> list[Run]:
@@ -116,19 +103,19 @@ def _run(run: Run, *, checkpoint: Checkpoint, threads: int, stop: Event) -> bool
     write_text(run.folder / SETTINGS_FILE, json.dumps(_settings(run, checkpoint), indent=1))
     quiet = ["--trainer.enable_progress_bar=false"]
     if not _is_trained(run):
-        last = newest_checkpoint(run, "last")
+        last = newest_checkpoint(run.folder, "last")
         resumed = [f"--ckpt_path={last}"] if last else []
         if not _call("fit", [*run.words, *quiet, *resumed], run.folder / "fit.log", threads=threads, stop=stop):
             return False
         (run.folder / "trained").touch()
-    path = newest_checkpoint(run, checkpoint)
+    path = newest_checkpoint(run.folder, checkpoint)
     scored = [f"--ckpt_path={path}", "--trainer.logger=false"]
     return _call("test", [*run.words, *quiet, *scored], run.folder / "test.log", threads=threads, stop=stop)
 
 
-def newest_checkpoint(run: Run, name: Checkpoint) -> Path | None:
-    """Return the checkpoint of the latest start of a training; None where there is none."""
-    found = (run.folder / "lightning_logs").glob(f"version_*/checkpoints/{name}.ckpt")
+def newest_checkpoint(folder: Path, name: Checkpoint) -> Path | None:
+    """Return the checkpoint of the latest start of the training in a folder; None where there is none."""
+    found = (folder / "lightning_logs").glob(f"version_*/checkpoints/{name}.ckpt")
     return max(found, key=lambda path: int(path.parts[-3].removeprefix("version_")), default=None)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from geonorm import __version__
-from geonorm.data.inria import find_pairs
 from geonorm.errors import InvalidConfigError, TargetExistsError
-from geonorm.evaluation.shift import check_shifts, in_columns
+from geonorm.evaluation.shift import check_shifts, paired
+from geonorm.evaluation.shift_tables import in_columns
 from geonorm.evaluation.windows import (
     STEADY_PERCENT,
     WHOLE_PIXELS,
@@ -124,8 +124,7 @@ def localize(
     if not 0 <= tolerance <= 1:
         raise InvalidConfigError(f"tolerance is a share, 0 to 1, got {tolerance}.")
     scenes = [
-        read_scene(path, truth, bands=range(1, len(original.spec.bands) + 1))
-        for path, truth in _paired(sources, labels)
+        read_scene(path, truth, bands=range(1, len(original.spec.bands) + 1)) for path, truth in paired(sources, labels)
     ]
     scenes, ladder = _laddered(scenes, original, core_px=core_px, halos_px=halos_px, shift_px=shift_px, device=device)
     first, *others = _measured(original, models, scenes, ladder, progress=progress)
@@ -226,24 +225,6 @@ def _measured(
             answers = own if answers is None else answers
             found.append(measured)
     return found
-
-
-def _paired(sources: Sequence[File], labels: Sequence[File]) -> list[tuple[str, str | None]]:
-    """Return every source with its labels, if there are any; folders bring theirs along."""
-    folders = [source for source in sources if Path(source).is_dir()]
-    if folders:
-        if labels or len(folders) < len(sources):
-            raise InvalidConfigError(
-                f"{os.fspath(folders[0])} is a folder, which brings its labels along (images/ and gt/). Give folders "
-                "alone, or rasters and, if there are any, their labels."
-            )
-        return [(pair.image, pair.labels) for folder in folders for pair in find_pairs(Path(folder))]
-    if labels and len(labels) != len(sources):
-        raise InvalidConfigError(
-            f"labels need one raster for each source, in the same order, got {len(labels)} for {len(sources)}."
-        )
-    truths: list[str | None] = [os.fspath(truth) for truth in labels] or [None] * len(sources)
-    return [(os.fspath(source), truth) for source, truth in zip(sources, truths, strict=True)]
 
 
 def _laddered(

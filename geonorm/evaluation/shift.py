@@ -1,245 +1,293 @@
-"""Does the map depend on where the tile grid lies? The same raster labelled under moved grids."""
+"""Does the map depend on the tiles? Rasters labelled in several ways, network against network, in one report."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from geonorm import __version__
+from geonorm.data.inria import find_pairs
+from geonorm.data.labels import BUILDINGS, LabelRules, open_labels
+from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
-from geonorm.evaluation.measures import Disagreement, disagreement, no_disagreement
-from geonorm.evaluation.pictures import FlipPicture, draw_flips
-from geonorm.files import make_folder
+from geonorm.evaluation.comparison_runs import newest_checkpoint
+from geonorm.evaluation.consistency_page import write_consistency_page
+from geonorm.evaluation.grids import Way
+from geonorm.evaluation.places import scenes_of
+from geonorm.evaluation.shift_run import Measuring, Report, Subject, measure
+from geonorm.evaluation.shift_tables import as_csv, as_markdown
+from geonorm.files import make_folder, only_one, write_text
 from geonorm.inference.halo import Halo
-from geonorm.inference.job import Job, prepare
 from geonorm.inference.options import check_batch_size
-from geonorm.raster.read import NodataRule, check_readable, open_raster
+from geonorm.models.predictor import Precision
+from geonorm.raster.read import NodataRule, open_raster
 from geonorm.tasks.checkpoint import TrainedModel, load_model
-from geonorm.tiling.engine import Strip
+from geonorm.tasks.segmentation import network_of
+from geonorm.tiling.plan import Plan
 
-Report = dict[str, Any]
+File = str | os.PathLike[str]
+Measure = Literal["moves", "cores", "crops", "whole", "neighbours", "corners", "train"]
 
-FORMAT = 1
+FORMAT = 2
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+SHIFTS_PX = (32, 64, 128, 1, 3, 7, 13)
+CORES_PX = (256, 1024)
+CROPS_PX = ((3, 5), (1, 13), (7, 2))
 
 
 def shift_consistency(
-    checkpoints: Sequence[str | os.PathLike[str] | TrainedModel],
-    sources: Sequence[str | os.PathLike[str]],
-    out_dir: str | os.PathLike[str],
+    checkpoints: Sequence[File | TrainedModel] | Mapping[str, File | TrainedModel],
+    sources: Sequence[File],
+    out_dir: File,
     *,
-    shifts_px: Sequence[int] = (128, 3),
+    labels: Sequence[File] = (),
+    measures: Collection[Measure] = MEASURES,
+    shifts_px: Sequence[int] | None = None,
+    cores_px: Sequence[int] = CORES_PX,
+    crops_px: Sequence[tuple[int, int]] = CROPS_PX,
     core_px: int = 512,
     halo: Halo = "auto",
+    tta: Sequence[str] = ("none",),
     grid_offset_px: tuple[int, int] = (0, 0),
     batch_size: int = 1,
     device: str = "cpu",
+    precision: Precision = "32-true",
     nodata_rule: NodataRule = "all",
+    label_values: Sequence[Sequence[int]] | None = None,
+    ignored_values: Sequence[int] = (),
     trust: bool = False,
+    restart: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Label each raster under moved tile grids and measure how the labels change.
+    """Label each raster in several ways with each network, and measure how its labels change.
 
-    Moves by multiples of the network's stride show the effect of normalization and halo; other moves also shift the
-    phase of the pooling, which no halo cures: the two are never mixed. Writes ``shift.json`` and one picture per
-    checkpoint and raster. All grids are run side by side, strip by strip, so no map is held whole.
+    Every way is held against the grid at rest. Moves of the grid by multiples of the network's stride show the effect
+    of normalization and halo; other moves also shift the phase of the pooling, which no halo cures: the two are never
+    mixed. Writes ``report.json``, ``report.csv``, ``report.md``, ``report.html`` and a folder of GeoTIFFs for each
+    network and raster, from which every figure can be made again. What is done is kept at once: the same call goes on
+    where an earlier one was interrupted, and measures what was added to it.
 
     Args:
-        checkpoints: Checkpoints or loaded models.
-        sources: Rasters.
+        checkpoints: Checkpoints or loaded models; by the names they are to have in the report, or without.
+        sources: Rasters, or folders with ``images/`` and ``gt/``.
         out_dir: Folder for the report; made if need be.
-        shifts_px: Moves of the grid, down and to the right.
+        labels: True labels of the sources, in the same order: rasters on the same grid, or polygons.
+        measures: What is measured: ``"moves"`` of the grid, other ``"cores"``, ``"crops"`` of the raster, the
+            ``"whole"`` image in one pass where it fits half the free memory, ``"neighbours"``: what tiles say of the
+            pixels of the tile beside, ``"corners"``: corner consensus as the Fields of the World tools define it,
+            ``"train"``: norms as in training.
+        shifts_px: Moves of the grid, down and to the right; None: those of `SHIFTS_PX` that move it.
+        cores_px: Sides of cores to be held against ``core_px``.
+        crops_px: Rows and columns that are cut off; compared where no pixel can see the cut.
         core_px: Side of the square that one network call writes.
         halo: See `geonorm.inference.predict_raster`; chosen once per raster and used for every grid.
-        grid_offset_px: Place of the grid that the others are held against.
+        tta: See there; each is measured by itself.
+        grid_offset_px: Place of the grid at rest.
         batch_size: Tiles per network call.
         device: Device to compute on.
+        precision: See there.
         nodata_rule: A pixel has no data where ``"all"`` or ``"any"`` of its bands have none.
+        label_values: Values of the true labels that are class 0, 1, ...; None: 0 and 1 or 255 for two classes, else
+            the numbers of the classes.
+        ignored_values: Values of the true labels that do not count.
         trust: Load networks of any module.
-        progress: Show a progress bar.
+        restart: Measure anew what is there.
+        progress: Show progress bars.
 
     Returns:
-        What ``shift.json`` holds: ``{"format", "version", "runs": [...]}``, one run per checkpoint and raster.
+        What ``report.json`` holds: ``{"format", "version", "settings", "runs": [...]}``, one run per network, raster
+        and tta; see docs/shift.md.
 
     Raises:
-        InvalidConfigError: No shift, or one that leaves the grid where it is.
+        InvalidConfigError: A setting that cannot work, or figures of other settings in ``out_dir``.
+        RasterError: A raster that cannot be read.
+        DatasetError: Labels that do not fit, or a full disk.
     """
-    check_shifts(shifts_px, core_px)
+    _check_measures(measures)
+    if shifts_px is None:
+        shifts_px = [shift for shift in SHIFTS_PX if shift % core_px]
+    elif "moves" in measures:
+        check_shifts(shifts_px, core_px)
     check_batch_size(batch_size)
-    for source in sources:
-        check_readable(source)
-    models = [item if isinstance(item, TrainedModel) else load_model(item, trust=trust) for item in checkpoints]
-    labels = short_names([os.fspath(item) if not isinstance(item, TrainedModel) else item.name for item in checkpoints])
+    named = _named(checkpoints)
+    names = list(named)
+    models = [one if isinstance(one, TrainedModel) else load_model(one, trust=trust) for one in named.values()]
+    pairs = paired(sources, labels)
+    rules = [_rules(model.spec, label_values, ignored_values) for model in models]
+    for model, rule in zip(models, rules, strict=True):
+        _check_model(model, pairs, rule, cores_px=[core_px, *cores_px], nodata_rule=nodata_rule)
     folder = make_folder(out_dir)
-    report: Report = {"format": FORMAT, "version": __version__, "runs": []}
-    for model, label in zip(models, labels, strict=True):
-        for source in sources:
-            with ExitStack() as files:
-                readers = [
-                    files.enter_context(
-                        open_raster(source, bands=range(1, len(model.spec.bands) + 1), nodata_rule=nodata_rule)
-                    )
-                    for _ in range(len(shifts_px) + 1)
-                ]
-                job = prepare(
-                    model,
-                    readers[0],
-                    core_px=core_px,
-                    halo=halo,
-                    grid_offset_px=grid_offset_px,
-                    device=device,
-                    progress=progress,
-                )
-                jobs = [job.moved(shift, reader) for shift, reader in zip((0, *shifts_px), readers, strict=True)]
-                picture = FlipPicture(job.plan.height, job.plan.width, [f"grid moved by {s} px" for s in shifts_px])
-                found = compare_grids(
-                    jobs, on_rows=picture.add_rows, batch_size=batch_size, progress=progress, title=label
-                )
-            name = f"{label}_{Path(source).stem}.png"
-            draw_flips(picture, folder / name, source=source, title=f"{label} on {Path(source).name}")
-            report["runs"].append(_run(job, label, source, shifts_px, found, picture=name))
-    (folder / "shift.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    places = short_names([source for source, _ in pairs])
+    report: Report = {
+        "format": FORMAT,
+        "version": __version__,
+        "settings": {
+            "measures": [name for name in MEASURES if name in measures],
+            "shifts_px": list(shifts_px),
+            "cores_px": list(cores_px),
+            "crops_px": [list(crop) for crop in crops_px],
+            "core_px": core_px,
+            "halo": halo,
+            "grid_offset_px": list(grid_offset_px),
+            "device": device,
+            "precision": precision,
+            "nodata_rule": nodata_rule,
+        },
+        "runs": [],
+    }
+    subjects = [
+        (_subject(model, (name, place, one), (source, truth), folder), rule)
+        for (source, truth), place in zip(pairs, places, strict=True)
+        for model, name, rule in zip(models, names, rules, strict=True)
+        for one in tta
+    ]
+    bar = tqdm(subjects, unit="run", desc="measuring", disable=not progress or len(subjects) < 2)
+    with only_one(folder), bar:
+        for subject, rule in bar:
+            if restart and subject.folder.exists():
+                shutil.rmtree(subject.folder)
+            how = Measuring(
+                core_px=core_px,
+                halo=halo,
+                grid_offset_px=grid_offset_px,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                nodata_rule=nodata_rule,
+                rules=rule,
+                progress=progress,
+            )
+            ways = ways_of(
+                subject,
+                measures=measures,
+                shifts_px=shifts_px,
+                cores_px=cores_px,
+                crops_px=crops_px,
+                core_px=core_px,
+            )
+            corners = "corners" in measures and subject.tta == "none"
+            report["runs"].append(measure(subject, ways, corners=corners, how=how))
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "report.csv", as_csv(report))
+    write_text(folder / "report.md", as_markdown(report))
+    write_consistency_page(folder / "report.html", report, scenes_of(report, folder))
     return report
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """Return the probabilities of the classes, ``(K, rows, W)``.
-
-    Taken after the rows of all grids are cut alike: the exponential function rounds differently in the tail of a row
-    than in its body, so equal logits in arrays of different shapes could get unequal probabilities.
-    """
-    return logits.float().contiguous().softmax(0)
-
-
-def rows_together(streams: Sequence[Iterator[Strip]]) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-    """Yield the rows that all streams have finished: first row, the output of each, validity.
-
-    The strips of different grids end at different rows; each is cut where another ends.
-    """
-    strips = [next(stream, None) for stream in streams]
-    row = 0
-    while all(strip is not None for strip in strips):
-        held = [strip for strip in strips if strip is not None]
-        stop = min(strip.row + strip.rows for strip in held)
-        parts = [strip.output[..., row - strip.row : stop - strip.row, :] for strip in held]
-        valid = torch.tensor(held[0].valid[row - held[0].row : stop - held[0].row])
-        yield row, parts, valid
-        row = stop
-        strips = [
-            next(stream, None) if strip.row + strip.rows == stop else strip
-            for strip, stream in zip(held, streams, strict=True)
-        ]
-
-
-def table(report: Report) -> str:
-    """Return the report as a table for the terminal."""
-    head = ("model", "raster", "move", "kind", "flips %", "max change", "mean change", "IoU of maps", "halo")
-    rows: list[tuple[str, ...]] = [head]
-    rows += [_table_row(run, moved) for run in report["runs"] for moved in run["shifts"]]
-    return in_columns(rows)
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _table_row(run: dict[str, Any], moved: dict[str, Any]) -> tuple[str, ...]:
-    local_px = run["localized_px"]
-    return (
-        run["model"] if local_px is None else f"{run['model']} (localized, {local_px} px)",
-        Path(run["source"]).name,
-        f"{moved['shift_px']} px",
-        "aligned" if moved["aligned"] else "unaligned",
-        f"{moved['flips_percent']:.4f}",
-        f"{moved['change_max']:.2g}",
-        f"{moved['change_mean']:.2g}",
-        "/".join("-" if value is None else f"{value:.4f}" for value in moved["iou_between_maps"]),
-        f"{run['halo_px']} px {run['halo_kind']}",
+def _subject(model: TrainedModel, names: tuple[str, str, str], files: tuple[str, str | None], folder: Path) -> Subject:
+    """Return a network on a raster: names of the network, the raster and the tta; raster and labels."""
+    name, place, tta = names
+    parts = [name, place] if tta == "none" else [name, place, tta]
+    return Subject(
+        model=model,
+        label=name if tta == "none" else f"{name}, {tta}",
+        checkpoint=model.name,
+        source=files[0],
+        truth=files[1],
+        tta=tta,
+        folder=folder / "_".join(map(_plain_name, parts)),
     )
 
 
-def compare_grids(
-    jobs: Sequence[Job],
-    *,
-    on_rows: Callable[[int, list[Tensor], Tensor], None],
-    batch_size: int = 1,
-    progress: bool = False,
-    title: str = "labelling",
-) -> list[Disagreement]:
-    """Return how far the maps of the other jobs are from that of the first, run side by side.
+def named_checkpoints(words: Sequence[str]) -> dict[str, str]:
+    """Return checkpoints by the names they are to have in a report.
 
     Args:
-        jobs: The same raster under several grids, each with a reader of its own.
-        on_rows: Called with rows that all jobs have finished: first row, labels ``(rows, W)`` of each job, validity.
-        batch_size: Tiles per network call.
-        progress: Show a progress bar.
-        title: What the bar is called.
+        words: Checkpoints, ``NAME=CHECKPOINT``, or folders of `geonorm.evaluation.compare`, which stand for the last
+            checkpoint of each norm's first seed.
+
+    Raises:
+        InvalidConfigError: A folder without trainings, or a name that is given twice.
     """
-    found = [no_disagreement(len(jobs[0].model.spec.class_names)) for _ in jobs[1:]]
-    streams = [
-        job.strips(
-            finish=lambda logits: logits,
-            batch_size=batch_size,
-            progress=progress and index == 0,
-            title=f"{title}, {len(jobs)} grids",
-        )
-        for index, job in enumerate(jobs)
-    ]
-    for row, logits, valid in rows_together(streams):
-        probs = [*map(probabilities, logits)]
-        for which, other in enumerate(probs[1:]):
-            found[which] += disagreement(probs[0], other, valid)
-        on_rows(row, [one.max(0).indices for one in probs], valid)
-    return found
+    plain = [word for word in words if not Path(word).is_dir() and ("=" not in word or Path(word).exists())]
+    names = dict(zip(plain, short_names(plain), strict=True))
+    found: list[tuple[str, str]] = []
+    for word in words:
+        if word in names:
+            found.append((names[word], word))
+        elif Path(word).is_dir():
+            trained = {path.parent.parent.name: path for path in sorted(Path(word).glob("runs/*/seed_*/trained"))[::-1]}
+            if not trained:
+                raise InvalidConfigError(
+                    f"{word} is a folder, but holds no training of geonorm compare (runs/NORM/seed_N). Name a "
+                    "checkpoint, or the folder that geonorm compare wrote."
+                )
+            for name, path in sorted(trained.items()):
+                checkpoint = newest_checkpoint(path.parent, "last")
+                found += [] if checkpoint is None else [(name, str(checkpoint))]
+        else:
+            name, _, path_given = word.partition("=")
+            found.append((name, path_given))
+    doubles = [name for name, times in Counter(name for name, _ in found).items() if times > 1]
+    if doubles:
+        raise InvalidConfigError(f"two checkpoints are called {doubles[0]}. Give them names: NAME=CHECKPOINT.")
+    return dict(found)
 
 
-def _run(
-    job: Job,
-    label: str,
-    source: str | os.PathLike[str],
-    shifts_px: Sequence[int],
-    found: Sequence[Disagreement],
+def _named(
+    checkpoints: Sequence[File | TrainedModel] | Mapping[str, File | TrainedModel],
+) -> dict[str, File | TrainedModel]:
+    if isinstance(checkpoints, Mapping):
+        return dict(checkpoints)
+    paths = [one.name if isinstance(one, TrainedModel) else os.fspath(one) for one in checkpoints]
+    return dict(zip(short_names(paths), checkpoints, strict=True))
+
+
+def ways_of(
+    subject: Subject,
     *,
-    picture: str,
-) -> dict[str, Any]:
-    return {
-        "model": label,
-        "norm": job.model.norm_path,
-        "localized_px": job.model.localized_px,
-        "source": os.fspath(source),
-        "height": job.plan.height,
-        "width": job.plan.width,
-        "stride_px": job.plan.network.stride_px,
-        "core_px": job.plan.core_px,
-        "halo_px": job.halo.halo_px,
-        "halo_kind": job.halo.kind,
-        "overhead": job.plan.overhead,
-        "unbounded": list(job.geometry.unbounded),
-        "picture": picture,
-        "shifts": [
-            {
-                "shift_px": shift,
-                "aligned": shift % job.plan.network.stride_px == 0,
-                "pixels": one.pixels,
-                "flips": one.flips,
-                "flips_percent": one.flips_percent,
-                "ties": one.ties,
-                "change_max": one.change_max,
-                "change_mean": one.change_mean,
-                "iou_between_maps": [None if math.isnan(value) else value for value in one.iou],
-            }
-            for shift, one in zip(shifts_px, found, strict=True)
-        ],
-    }
+    measures: Collection[Measure],
+    shifts_px: Sequence[int],
+    cores_px: Sequence[int],
+    crops_px: Sequence[tuple[int, int]],
+    core_px: int,
+) -> list[Way]:
+    """Return in which ways a raster is labelled beside the grid at rest."""
+    stride_px = subject.model.geometry.stride_px
+    ways: list[Way] = []
+    if "moves" in measures:
+        moved = [Way(kind="unaligned" if shift % stride_px else "aligned", by_px=shift) for shift in shifts_px]
+        ways += sorted(moved, key=lambda way: way.kind)
+    if "cores" in measures:
+        ways += [Way(kind="core", by_px=side) for side in cores_px if side != core_px]
+    if "whole" in measures:
+        ways.append(Way(kind="whole"))
+    if "crops" in measures:
+        ways += [Way(kind="crop", by_px=(rows, cols)) for rows, cols in crops_px]
+    if "neighbours" in measures:
+        ways.append(Way(kind="neighbour"))
+    if "train" in measures and subject.tta == "none":
+        ways.append(Way(kind="train"))
+    return ways
+
+
+def paired(sources: Sequence[File], labels: Sequence[File]) -> list[tuple[str, str | None]]:
+    """Return every source with its labels, if there are any; folders bring theirs along.
+
+    Raises:
+        InvalidConfigError: Folders beside files, or labels that are not one for each source.
+    """
+    folders = [source for source in sources if Path(source).is_dir()]
+    if folders:
+        if labels or len(folders) < len(sources):
+            raise InvalidConfigError(
+                f"{os.fspath(folders[0])} is a folder, which brings its labels along (images/ and gt/). Give folders "
+                "alone, or rasters and, if there are any, their labels."
+            )
+        return [(pair.image, pair.labels) for folder in folders for pair in find_pairs(Path(folder))]
+    if labels and len(labels) != len(sources):
+        raise InvalidConfigError(
+            f"labels need one raster for each source, in the same order, got {len(labels)} for {len(sources)}."
+        )
+    truths: list[str | None] = [os.fspath(truth) for truth in labels] or [None] * len(sources)
+    return [(os.fspath(source), truth) for source, truth in zip(sources, truths, strict=True)]
 
 
 def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
@@ -253,11 +301,63 @@ def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
 def short_names(paths: Sequence[str]) -> list[str]:
     """Return a short name for each checkpoint: the folders and file names in which their paths differ."""
     parts = [Path(path or "model").with_suffix("").parts[::-1] for path in paths]
-    if len(parts) == 1:
-        return [parts[0][0]]
+    if len(parts) < 2:
+        return [path[0] for path in parts]
     differing = [at for at in range(min(map(len, parts))) if len({path[at] for path in parts}) > 1]
     for most in range(1, len(differing) + 1):
         names = ["-".join(path[at] for at in reversed(differing[:most])) for path in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{path[0]}-{number}" for number, path in enumerate(parts, start=1)]
+
+
+def _plain_name(text: str) -> str:
+    """Return a name that every file system takes."""
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in text)
+
+
+def _rules(
+    spec: DatasetSpec, label_values: Sequence[Sequence[int]] | None, ignored_values: Sequence[int]
+) -> LabelRules:
+    """Return what the values of true labels mean."""
+    num_classes = len(spec.class_names)
+    if label_values is None and not ignored_values and num_classes == len(BUILDINGS.classes):
+        return BUILDINGS
+    values = [[label] for label in range(num_classes)] if label_values is None else label_values
+    if len(values) != num_classes:
+        raise InvalidConfigError(
+            f"label_values need the values of each of {num_classes} classes ({', '.join(spec.class_names)}), got "
+            f"{len(values)}."
+        )
+    ignored = {*ignored_values, *([] if any(IGNORE_LABEL in some for some in values) else [IGNORE_LABEL])}
+    return LabelRules(classes=tuple(map(tuple, values)), ignored=tuple(sorted(ignored)))
+
+
+def _check_measures(measures: Collection[str]) -> None:
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures:
+        raise InvalidConfigError(f"measures must be some of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}.")
+
+
+def _check_model(
+    model: TrainedModel,
+    pairs: Sequence[tuple[str, str | None]],
+    rules: LabelRules,
+    *,
+    cores_px: Sequence[int],
+    nodata_rule: NodataRule,
+) -> None:
+    """Open what the work will need, and make every plan, so that what cannot work is said before it."""
+    for source, truth in pairs:
+        bands = range(1, len(model.spec.bands) + 1)
+        with open_raster(source, bands=bands, nodata_rule=nodata_rule) as reader:
+            for core_px in cores_px:
+                Plan(
+                    height=reader.grid.height,
+                    width=reader.grid.width,
+                    core_px=core_px,
+                    network=network_of(model.geometry),
+                )
+            if truth is not None:
+                with open_labels(truth, rules, reader):
+                    pass

@@ -17,8 +17,8 @@ from torch import Tensor
 from geonorm.data.pairs import Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import GeonormWarning
+from geonorm.evaluation.grids import compare_grids
 from geonorm.evaluation.measures import no_disagreement
-from geonorm.evaluation.shift import compare_grids
 from geonorm.inference.halo import sampled_cores
 from geonorm.inference.job import Job, prepare
 from geonorm.models.predictor import predictor

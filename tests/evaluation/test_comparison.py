@@ -17,7 +17,8 @@ from geonorm.cli import main
 from geonorm.errors import InvalidConfigError
 from geonorm.evaluation import compare
 from geonorm.evaluation.comparison_plan import plan_comparison
-from geonorm.evaluation.comparison_runs import SETTINGS_FILE, check_settings, discard, only_one
+from geonorm.evaluation.comparison_runs import SETTINGS_FILE, check_settings, discard
+from geonorm.files import only_one
 from tests.tasks.trainings import draw_scenes
 
 TINY = {

@@ -1,0 +1,173 @@
+"""What the report shows of a raster: the whole of it, and the places where most labels flip, with every map of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geonorm.evaluation.consistency_page import Layer, Scene
+from geonorm.evaluation.measures import SAME
+from geonorm.inference.outputs import NODATA_LABEL
+from geonorm.raster.read import open_raster, read_overview
+from geonorm.raster.window import Window
+
+Report = dict[str, Any]
+
+OVERVIEW_PX = 1024
+"""Longer side of the picture of a whole raster."""
+PLACE_PX = 320
+"""Side of a place that is shown at full resolution."""
+MOST_PLACES = 4
+CELL_PX = 32
+"""Side of the cells in which flips are counted."""
+ROWS = 512
+SHOWN = ("aligned", "unaligned")
+
+
+def scenes_of(report: Report, folder: Path) -> list[Scene]:
+    """Return the scenes of all rasters of a report.
+
+    Args:
+        report: What was measured.
+        folder: Where its maps lie.
+    """
+    sources = dict.fromkeys(run["source"] for run in report["runs"])
+    return [
+        scene
+        for source in sources
+        for scene in _scenes([run for run in report["runs"] if run["source"] == source], folder)
+    ]
+
+
+def _scenes(runs: Sequence[Report], folder: Path) -> Iterator[Scene]:
+    """Yield the scenes of one raster, the whole of it first."""
+    height, width = runs[0]["height"], runs[0]["width"]
+    ways = {id(run): [way for kind in SHOWN if (way := _most(run, kind)) is not None] for run in runs}
+    aligned = [way["files"]["map"] for run in runs for way in ways[id(run)] if way["kind"] == SHOWN[0] and way["flips"]]
+    others = [way["files"]["map"] for run in runs for way in ways[id(run)] if way["flips"]]
+    windows = worst_places([folder / name for name in aligned or others], height, width)
+    cell_px = max(1, -(-max(height, width) // OVERVIEW_PX))
+    seams = {
+        words: _borders(run, way)
+        for run in runs
+        for words, way in (("at rest", None), *((way["words"], way) for way in ways[id(run)]))
+    }
+    whole = Window(0, 0, height, width)
+    overview = read_overview(runs[0]["source"], longest_side=-(-max(height, width) // cell_px))
+    for number, (window, step) in enumerate([(whole, cell_px), *((window, 1) for window in windows)]):
+        layers = [
+            Layer(model=run["model"], grid=words, pixels=labels)
+            for run in runs
+            for words, name in (
+                ("at rest", run["files"]["map"]),
+                *((way["words"], way["files"]["map"]) for way in ways[id(run)]),
+            )
+            for labels in [_labels(folder / name, window, step)]
+        ]
+        image = _image(overview, whole.height, whole.width, window, layers[0].pixels.shape)
+        yield Scene(
+            title="whole raster" if not number else f"place {number} of most flips",
+            source=runs[0]["source"],
+            row=window.row,
+            col=window.col,
+            height=window.height,
+            width=window.width,
+            cell_px=step,
+            image=image if step > 1 or not number else _pixels(runs[0]["source"], window, overview),
+            layers=layers,
+            class_names=runs[0]["class_names"],
+            class_colors=[tuple(color) for color in runs[0]["class_colors"]],
+            seams=seams,
+        )
+
+
+def worst_places(maps: Sequence[Path], height: int, width: int, *, most: int = MOST_PLACES) -> list[Window]:
+    """Return windows in which most labels flip, over all maps; they do not overlap, and hold a flip each.
+
+    Args:
+        maps: Maps beside the grid at rest, flips in band 2.
+        height: Rows of the raster.
+        width: Columns of the raster.
+        most: Windows at most.
+    """
+    cells = np.zeros((-(-height // CELL_PX), -(-width // CELL_PX)), np.int64)
+    for path in maps:
+        with open_raster(path, bands=[2]) as reader:
+            for row in range(0, height, ROWS):
+                window = Window(row, 0, min(ROWS, height - row), width)
+                pixels = reader.read(window)
+                rows, cols = np.nonzero((pixels.values[0] != SAME) & pixels.valid)
+                np.add.at(cells, ((rows + row) // CELL_PX, cols // CELL_PX), 1)
+    side = PLACE_PX // CELL_PX
+    tall, wide = min(side, cells.shape[0]), min(side, cells.shape[1])
+    high, broad = min(PLACE_PX, height), min(PLACE_PX, width)
+    places: list[Window] = []
+    while len(places) < most and cells.any():
+        sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
+        sums[1:, 1:] = cells.cumsum(0).cumsum(1)
+        boxes = sums[tall:, wide:] - sums[:-tall, wide:] - sums[tall:, :-wide] + sums[:-tall, :-wide]
+        top, left = (int(at) for at in np.unravel_index(boxes.argmax(), boxes.shape))
+        cells[top : top + tall, left : left + wide] = 0
+        row, col = min(top * CELL_PX, height - high), min(left * CELL_PX, width - broad)
+        places.append(Window(row, col, high, broad))
+    return places
+
+
+def _most(run: Report, kind: str) -> Report | None:
+    """Return the way of a kind with most flips."""
+    ways = [way for way in run["comparisons"] if way["kind"] == kind and not way["skipped"]]
+    return max(ways, key=lambda way: int(way["flips"]), default=None)
+
+
+def _labels(path: Path, window: Window, step: int) -> NDArray[np.uint8]:
+    """Return every ``step``-th label of a window."""
+    parts = []
+    with open_raster(path, bands=[1]) as reader:
+        # Steps are counted from the window's first row.
+        rows = max(step, ROWS // step * step)
+        for row in range(window.row, window.row_end, rows):
+            part = Window(row, window.col, min(rows, window.row_end - row), window.width)
+            pixels = reader.read(part)
+            values = np.where(pixels.valid, pixels.values[0], NODATA_LABEL)
+            parts.append(values[::step, ::step].astype(np.uint8))
+    return np.concatenate(parts)
+
+
+def _image(
+    overview: NDArray[np.uint8], height: int, width: int, window: Window, shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Return what an overview shows of a window, in a shape."""
+    rows = (window.row + (np.arange(shape[0]) + 0.5) * window.height / shape[0]) * overview.shape[0] / height
+    cols = (window.col + (np.arange(shape[1]) + 0.5) * window.width / shape[1]) * overview.shape[1] / width
+    picked = overview[np.minimum(rows.astype(int), overview.shape[0] - 1)]
+    return picked[:, np.minimum(cols.astype(int), overview.shape[1] - 1)]
+
+
+def _pixels(source: str, window: Window, overview: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a window of a raster in the colours of its overview: uint8 as it is, else stretched by itself."""
+    with open_raster(source) as reader:
+        bands = reader.bands[:3] if reader.count >= 3 else reader.bands[:1] * 3
+    with open_raster(source, bands=sorted({*bands})) as reader:
+        pixels = reader.read(window)
+    values = pixels.values if len(pixels.values) == 3 else pixels.values[:1].repeat(3, axis=0)
+    if values.dtype != np.uint8:
+        counting = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+        if np.isnan(counting).all():
+            return np.zeros((window.height, window.width, 3), np.uint8)
+        low, high = (np.nanpercentile(counting, percent, axis=(1, 2), keepdims=True) for percent in (2, 98))
+        values = np.nan_to_num(np.clip((counting - low) / np.maximum(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
+    return np.moveaxis(values, 0, -1)
+
+
+def _borders(run: Report, way: Report | None) -> tuple[list[int], list[int]]:
+    """Return the first rows and columns of the cores of a grid, in pixels of the raster."""
+    by_px = way["by_px"] if way is not None else 0
+    found = []
+    for axis, length in enumerate((run["height"], run["width"])):
+        first = -((run["first_index"][axis] - run["grid_offset_px"][axis] - by_px) % run["core_px"])
+        found.append([line for line in range(first, length, run["core_px"]) if line > 0])
+    return found[0], found[1]

@@ -1,0 +1,458 @@
+"""One network on one raster: labelled at rest and in every other way, each way's maps and figures kept as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geonorm import __version__
+from geonorm.data.labels import LabelRules, OpenLabels, open_labels
+from geonorm.data.spec import IGNORE_LABEL
+from geonorm.errors import GeonormWarning, InvalidConfigError
+from geonorm.evaluation.corners import PADDING_PX, SIZE_PX, squares, why_not
+from geonorm.evaluation.grids import Way, borders_of, cut_reach_px, rows_of
+from geonorm.evaluation.measures import (
+    Curve,
+    Difference,
+    Disagreement,
+    Fidelity,
+    border_distance,
+    class_of,
+    curve_of,
+    difference,
+    disagreement_of,
+    distance_classes,
+    fidelity_of,
+    no_disagreement,
+)
+from geonorm.evaluation.resting import Resting, at_rest, blocks_of
+from geonorm.files import check_space, size_in_words, write_text
+from geonorm.inference.activations import activations
+from geonorm.inference.halo import Halo
+from geonorm.inference.job import Job, prepare
+from geonorm.inference.memory import available_memory
+from geonorm.inference.outputs import NODATA_LABEL, labels_layer
+from geonorm.inference.views import Views
+from geonorm.models.predictor import Precision
+from geonorm.models.rescale import rescale_of
+from geonorm.raster.layer import Layer
+from geonorm.raster.read import NodataRule, Reader, open_raster
+from geonorm.raster.rows import writing_rows
+from geonorm.raster.window import Window
+from geonorm.tasks.checkpoint import TrainedModel
+from geonorm.tasks.scores import confusion, iou_of
+
+Report = dict[str, Any]
+
+SETTINGS_FILE = "run.json"
+REST, TRUTH = "rest", "truth"
+CORNERS = "corners"
+NO_CHANGE = -1.0
+"""Of pixels that are not compared."""
+WHOLE_SHARE = 1 / 2
+"""Of the free memory, what a whole-image pass may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How rasters are labelled; the same for every network and raster."""
+
+    core_px: int
+    halo: Halo
+    grid_offset_px: tuple[int, int]
+    batch_size: int
+    device: str
+    precision: Precision
+    nodata_rule: NodataRule
+    rules: LabelRules
+    """What the values of true labels mean."""
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One network on one raster."""
+
+    model: TrainedModel
+    label: str
+    """Name of the network in the report."""
+    checkpoint: str
+    source: str
+    truth: str | None
+    """Raster or vector file of true labels."""
+    tta: str
+    folder: Path
+    """Where its maps and figures go."""
+
+
+def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measuring) -> Report:
+    """Return the figures of a network on a raster; what is there from an earlier start is not made again.
+
+    Raises:
+        InvalidConfigError: The folder holds figures of other settings.
+        RasterError: The raster cannot be read.
+        DatasetError: The labels do not fit it, or the disk is too small.
+    """
+    folder = subject.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(subject, how)
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as files:
+        readers = [files.enter_context(_opened(subject, how)) for _ in range(3)]
+        truth = None
+        if subject.truth is not None:
+            truth = files.enter_context(open_labels(subject.truth, how.rules, readers[2]))
+        job = _job(subject, readers[0], how)
+        missing = [way for way in ways if not _figures_file(folder, way.name).exists()]
+        if missing or not _figures_file(folder, REST).exists():
+            pixels = job.plan.height * job.plan.width
+            needed = pixels * (4 * len(job.model.spec.class_names) + 2 + 4 * len(missing))
+            check_space(folder, needed, what=f"the maps of {subject.source}, at most,")
+            title = f"{subject.label}, {Path(subject.source).name}"
+            with at_rest(
+                job,
+                folder / f"{REST}.tif",
+                batch_size=how.batch_size,
+                progress=how.progress,
+                title=f"{title}: at rest",
+            ) as rest:
+                _keep(folder, REST, _rest_figures(subject, job, rest, truth))
+                for number, way in enumerate(missing, 1):
+                    name = f"{title}: {way.words} ({number}/{len(missing)})"
+                    found = _compared(way, job, rest, readers[1], truth, folder, how=how, title=name)
+                    _keep(folder, way.name, found)
+        if corners and not _figures_file(folder, CORNERS).exists():
+            _keep(folder, CORNERS, _corners(job, readers[1], folder))
+    figures = _kept(folder, REST)
+    comparisons = [_kept(folder, way.name) for way in ways]
+    means = [one["scores"]["mean_iou"] for one in (figures, *comparisons) if one.get("scores")]
+    means = [mean for mean in means if mean is not None]
+    return {
+        **figures,
+        "iou_spread": max(means) - min(means) if means else None,
+        "corner_consensus": _kept(folder, CORNERS) if corners else None,
+        "comparisons": comparisons,
+    }
+
+
+def check_settings(subject: Subject, how: Measuring) -> None:
+    """Write down what figures follow from; raise where those that are there followed from something else.
+
+    Raises:
+        InvalidConfigError: They did.
+    """
+    path = subject.folder / SETTINGS_FILE
+    wanted = json.loads(json.dumps(_settings(subject, how), default=str))
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in wanted if there.get(key) != wanted[key]]
+        if differing:
+            key = differing[0]
+            raise InvalidConfigError(
+                f"{subject.folder} holds figures of other settings ({key}: there {there.get(key)!r:.60}, now "
+                f"{wanted[key]!r:.60}). Choose another folder, or --restart to measure anew."
+            )
+    write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def _settings(subject: Subject, how: Measuring) -> dict[str, Any]:
+    weights = hashlib.sha256()
+    for name, value in sorted(subject.model.network.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    files = {
+        name: None if path is None else [os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns]
+        for name, path in (("source", subject.source), ("labels", subject.truth))
+    }
+    settings = {key: value for key, value in asdict(how).items() if key not in ("progress", "batch_size")}
+    return {
+        "version": __version__,
+        "weights": weights.hexdigest(),
+        "network": subject.model.network_path,
+        "norm": subject.model.norm_path,
+        "localized_px": subject.model.localized_px,
+        "tta": subject.tta,
+        **files,
+        **settings,
+    }
+
+
+def _opened(subject: Subject, how: Measuring) -> Reader:
+    bands = range(1, len(subject.model.spec.bands) + 1)
+    return open_raster(subject.source, bands=bands, nodata_rule=how.nodata_rule)
+
+
+def _job(subject: Subject, reader: Reader, how: Measuring) -> Job:
+    with warnings.catch_warnings():
+        # That labels depend on the tiles is what is measured.
+        warnings.simplefilter("ignore", GeonormWarning)
+        return prepare(
+            subject.model,
+            reader,
+            core_px=how.core_px,
+            halo=how.halo,
+            grid_offset_px=how.grid_offset_px,
+            device=how.device,
+            precision=how.precision,
+            tta=subject.tta,
+            progress=how.progress,
+        )
+
+
+def _rest_figures(subject: Subject, job: Job, rest: Resting, truth: OpenLabels | None) -> Report:
+    plan, spec = job.plan, job.model.spec
+    num_classes, pixels = len(spec.class_names), 0
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    files = {"map": f"{subject.folder.name}/{REST}.tif"}
+    with ExitStack() as made:
+        if truth is not None:
+            files["labels"] = f"{subject.folder.name}/{TRUTH}.tif"
+            writer = made.enter_context(
+                writing_rows(subject.folder / f"{TRUTH}.tif", labels_layer(job.model.spec), job.reader.grid)
+            )
+        for block in blocks_of(Window(0, 0, plan.height, plan.width)):
+            valid = rest.valid(block)
+            pixels += int(valid.sum())
+            if truth is not None:
+                labels = truth.read(block)
+                writer.add(labels)
+                said = rest.logits(block).max(0).indices
+                counts += confusion(said, torch.from_numpy(np.where(valid, labels, IGNORE_LABEL)), num_classes)
+    return {
+        "model": subject.label,
+        "checkpoint": subject.checkpoint,
+        "norm": job.model.norm_path,
+        "localized_px": job.model.localized_px,
+        "source": subject.source,
+        "labels": subject.truth,
+        "height": plan.height,
+        "width": plan.width,
+        "pixels": pixels,
+        "class_names": list(spec.class_names),
+        "class_colors": [list(color) for color in spec.class_colors],
+        "scored_classes": list(spec.scored_classes),
+        "stride_px": plan.network.stride_px,
+        "core_px": plan.core_px,
+        "halo_px": job.halo.halo_px,
+        "halo_kind": job.halo.kind,
+        "halo_why": job.halo.why,
+        "read_px": plan.read_px,
+        "overhead": plan.overhead * Views.parse(subject.tta).copies * plan.num_phases,
+        "phases": plan.num_phases,
+        "tta": subject.tta,
+        "unbounded": list(job.geometry.unbounded),
+        "tile_independent": job.provenance()["geonorm_tile_independent"] == "yes",
+        "grid_offset_px": list(plan.grid_offset_px),
+        "first_index": list(plan.first_index),
+        "seconds": rest.seconds,
+        "scores": None if truth is None else _scores(counts, spec.scored_classes),
+        "files": files,
+    }
+
+
+def _scores(counts: Tensor, scored_classes: Sequence[int]) -> Report:
+    """Return IoU and accuracy of counts ``(K, K)``, rows by truth; None where there is nothing to score."""
+    iou = iou_of(counts)
+    mean, total = float(iou[list(scored_classes)].nanmean()), int(counts.sum())
+    return {
+        "iou": [_number(float(value)) for value in iou],
+        "mean_iou": _number(mean),
+        "accuracy": int(counts.diagonal().sum()) / total if total else None,
+    }
+
+
+def _compared(
+    way: Way,
+    job: Job,
+    rest: Resting,
+    reader: Reader,
+    truth: OpenLabels | None,
+    folder: Path,
+    *,
+    how: Measuring,
+    title: str,
+) -> Report:
+    """Label the raster in another way, write the maps, and return the figures."""
+    about = {"name": way.name, "kind": way.kind, "by_px": way.by_px, "words": way.words}
+    skipped = too_large(way, job)
+    if skipped is not None:
+        return {**about, "skipped": skipped}
+    num_classes, plan = len(job.model.spec.class_names), job.plan
+    from_px = distance_classes(max(1, plan.core_px // 2))
+    rows, cols = (
+        class_of(border_distance(length, borders), from_px)
+        for length, borders in zip((plan.height, plan.width), borders_of(way, job), strict=True)
+    )
+    total, curve = no_disagreement(num_classes), Curve.of_none(len(from_px))
+    fidelity: Fidelity | None = None
+    began = time.monotonic()
+    with _writing(way, job, folder) as write:
+        for window, logits, counts in rows_of(
+            way, job, reader, batch_size=how.batch_size, progress=how.progress, title=title
+        ):
+            for block in blocks_of(window):
+                here = slice(block.row - window.row, block.row_end - window.row)
+                found = difference(rest.logits(block), logits[:, here])
+                valid = torch.from_numpy(counts[here] & rest.valid(block))
+                total += disagreement_of(found, valid, num_classes)
+                classes = np.minimum(rows[block.row : block.row_end, None], cols[None, block.col : block.col_end])
+                curve += curve_of(found, valid, classes, len(from_px))
+                if truth is not None:
+                    own = fidelity_of(found, valid, torch.from_numpy(truth.read(block)), num_classes)
+                    fidelity = own if fidelity is None else fidelity + own
+                write(block, found, valid.numpy())
+    figures = _figures(total, curve, from_px, fidelity, job.model.spec.scored_classes)
+    files = {"map": f"{folder.name}/{way.name}.tif", "change": f"{folder.name}/{way.name}-change.tif"}
+    return {**about, "skipped": None, "seconds": time.monotonic() - began, **figures, "files": files}
+
+
+def _figures(
+    total: Disagreement, curve: Curve, from_px: Sequence[int], fidelity: Fidelity | None, scored: Sequence[int]
+) -> Report:
+    seam = curve.seam
+    return {
+        "pixels": total.pixels,
+        "flips": total.flips,
+        "flips_percent": total.flips_percent,
+        "ties": total.ties,
+        "change_max": total.change_max,
+        "change_mean": total.change_mean,
+        "iou_between_maps": [_number(value) for value in total.iou],
+        "curve": {
+            "from_px": list(from_px),
+            "pixels": curve.pixels.tolist(),
+            "flips": curve.flips.tolist(),
+            "change_sum": curve.change_sum.tolist(),
+            "change_max": curve.change_max.tolist(),
+        },
+        "seam": {**asdict(seam), "energy": seam.energy},
+        "scores": None if fidelity is None else _scores(fidelity.counts_other, scored),
+        "scores_at_rest": None if fidelity is None else _scores(fidelity.counts, scored),
+        "consistent_and_correct_percent": None if fidelity is None else fidelity.percent,
+    }
+
+
+def too_large(way: Way, job: Job) -> str | None:
+    """Return why a way of labelling is left out, None where it is not."""
+    plan = job.plan
+    if way.kind == "neighbour" and (plan.axes[0].aligned_halo_px <= plan.network.margin_px or plan.num_tiles < 2):
+        return "tiles do not overlap"
+    if way.kind == "crop" and isinstance(way.by_px, tuple):
+        reach_px = cut_reach_px(job)
+        if any(side <= cut + reach_px for side, cut in zip((plan.height, plan.width), way.by_px, strict=True)):
+            return f"the raster is not larger than the cut and the {reach_px} px that may see it"
+    if way.kind != "whole":
+        return None
+    height, width = (max(whole.px for whole in axis.wholes) for axis in plan.axes)
+    shape = (1, len(job.reader.bands), height, width)
+    device = rescale_of(job.model.network).mean.device
+    needed = activations(job.predict, shape, torch.uint8, device).peak_bytes
+    free = available_memory(str(device))
+    if needed > WHOLE_SHARE * free:
+        return f"the whole-image pass would take {size_in_words(needed)} of the {size_in_words(free)} of free memory"
+    return None
+
+
+@contextmanager
+def _writing(way: Way, job: Job, folder: Path) -> Iterator[Callable[[Window, Difference, NDArray[np.bool_]], None]]:
+    """Give what writes the maps of a way of labelling, block by block from the top.
+
+    One has its labels and where they differ, the other by how much the probabilities do.
+    """
+    grid, tags = job.reader.grid, {**job.provenance(), "geonorm_compared": way.words}
+    row = 0
+    with (
+        writing_rows(folder / f"{way.name}.tif", compared_layer(job), grid, tags=tags) as labels,
+        writing_rows(folder / f"{way.name}-change.tif", change_layer(), grid, tags=tags) as change,
+    ):
+
+        def write(block: Window, found: Difference, valid: NDArray[np.bool_]) -> None:
+            nonlocal row
+            shape = block.row_end - row, grid.width  # rows that were passed over have no data
+            here = slice(block.row - row, None), slice(block.col, block.col_end)
+            maps, changes = np.full((2, *shape), NODATA_LABEL, np.uint8), np.full(shape, NO_CHANGE, np.float32)
+            maps[0][here] = np.where(valid, found.others.numpy(), NODATA_LABEL)
+            maps[1][here] = np.where(valid, found.flips.numpy(), NODATA_LABEL)
+            changes[here] = np.where(valid, found.change.numpy(), NO_CHANGE)
+            labels.add(maps)
+            change.add(changes)
+            row = block.row_end
+
+        yield write
+
+
+def compared_layer(job: Job) -> Layer:
+    """Return what a map beside the grid at rest holds: its labels, and 0 same, 1 other, 2 other within a tie."""
+    bands = ("labels", "0 same, 1 other label, 2 other label within a tie")
+    # A GeoTIFF of two bands has no colour table.
+    return replace(labels_layer(job.model.spec), name="compared", band_names=bands, class_names=(), class_colors=())
+
+
+def change_layer() -> Layer:
+    """Return what a map of changes of probability holds."""
+    return Layer(name="change", dtype="float32", band_names=("change of probability",), nodata=NO_CHANGE)
+
+
+def _corners(job: Job, reader: Reader, folder: Path) -> Report:
+    """Return the corner consensus of a raster, and write what the four tiles say."""
+    about = {"size_px": SIZE_PX, "padding_px": PADDING_PX}
+    skipped = why_not(job)
+    if skipped is not None:
+        return {**about, "patches": 0, "mean": None, "skipped": skipped}
+    layer = Layer(
+        name="corners",
+        dtype="uint8",
+        band_names=tuple(f"by the tile {where}" for where in ("top left", "top right", "bottom left", "bottom right")),
+        nodata=NODATA_LABEL,
+    )
+    found = list(squares(job, reader))
+    with writing_rows(folder / f"{CORNERS}.tif", layer, reader.grid) as writer:
+        for block in blocks_of(Window(0, 0, reader.grid.height, reader.grid.width)):
+            values = np.full((4, block.height, block.width), NODATA_LABEL, np.uint8)
+            for square in found:
+                top, bottom = max(block.row, square.window.row), min(block.row_end, square.window.row_end)
+                if top < bottom:
+                    part = square.labels[:, top - square.window.row : bottom - square.window.row].numpy()
+                    values[:, top - block.row : bottom - block.row, square.window.col : square.window.col_end] = part
+            writer.add(values)
+    shares = [square.consensus for square in found]
+    return {
+        **about,
+        "patches": len(found),
+        "mean": float(np.mean(shares)) if shares else None,
+        "skipped": None if shares else "no patch is free of pixels without data",
+        "files": {"map": f"{folder.name}/{CORNERS}.tif"},
+    }
+
+
+def _figures_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
+    write_text(_figures_file(folder, name), json.dumps(figures, indent=1) + "\n")
+
+
+def _kept(folder: Path, name: str) -> Report:
+    content: Report = json.loads(_figures_file(folder, name).read_text(encoding="utf-8"))
+    return content
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
