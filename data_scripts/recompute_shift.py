@@ -41,10 +41,12 @@ def main(folder: Path) -> int:
         for way in run["comparisons"]:
             if not way["skipped"]:
                 found = _figures(folder, run, way, rest, truth)
-                means.append(found.get("scores.mean_iou"))
+                if way["kind"] in ("aligned", "unaligned", "core", "whole"):
+                    means.append(found.get("scores.mean_iou"))
                 results.append((way, found, f"{run['model']} on {run['source']}, {way['name']}"))
         if truth is not None:
-            figures["iou_spread"] = max(means) - min(means)
+            known = [mean for mean in means if mean is not None]
+            figures["iou_spread"] = max(known) - min(known) if known else None
         for said, made, name in results:
             different = [key for key, value in made.items() if not _same(_get(said, key), value)]
             checked += len(made)
@@ -77,6 +79,9 @@ def _figures(folder: Path, run: Part, way: Part, rest: Map, truth: Map | None) -
         "change_mean": change[here].mean() if here.any() else 0.0,
         "seam.energy": energy,
         "seam.flips_on": (differs & on).sum(),
+        "seam.pixels_on": on.sum(),
+        "seam.flips_off": (differs & off).sum(),
+        "seam.pixels_off": off.sum(),
         "curve.pixels": [one.sum() for one in classes],
         "curve.flips": [(one & differs).sum() for one in classes],
         "curve.change_sum": [change[one].sum() for one in classes],
@@ -86,7 +91,7 @@ def _figures(folder: Path, run: Part, way: Part, rest: Map, truth: Map | None) -
     if truth is not None:
         counts = here & (truth != 255)
         right = counts & (rest == truth) & (other == truth)
-        figures["consistent_and_correct_percent"] = 100 * right.sum() / counts.sum()
+        figures["consistent_and_correct_percent"] = 100 * right.sum() / counts.sum() if counts.any() else None
         figures |= _scores(other, truth, here, run["scored_classes"], prefix="scores")
         figures |= _scores(rest, truth, here, run["scored_classes"], prefix="scores_at_rest")
     return figures
@@ -94,11 +99,11 @@ def _figures(folder: Path, run: Part, way: Part, rest: Map, truth: Map | None) -
 
 def _scores(labels: Map, truth: Map, here: Map, scored: list[int], *, prefix: str) -> Part:
     counts = here & (truth != 255)
-    ious = [_iou(labels == k, truth == k, counts) for k in range(max(scored) + 1)]
+    ious = [_iou(labels == k, truth == k, counts) for k in range(max(scored, default=-1) + 1)]
     known = [iou for iou in (ious[k] for k in scored) if iou is not None]
     return {
         f"{prefix}.mean_iou": sum(known) / len(known) if known else None,
-        f"{prefix}.accuracy": (labels == truth)[counts].mean(),
+        f"{prefix}.accuracy": (labels == truth)[counts].mean() if counts.any() else None,
     }
 
 

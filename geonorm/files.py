@@ -32,10 +32,17 @@ def only_one(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with lock:
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InvalidConfigError(f"another process is at work in {folder}. Wait for it, or stop it.") from error
+    except OSError as error:
+        raise InvalidConfigError(
+            f"The folder {folder} cannot be written to: {error.strerror}. Choose another."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

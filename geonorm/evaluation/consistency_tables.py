@@ -225,6 +225,8 @@ def _changes(one: Comparison | None) -> Cell:
         return Cell(NOTHING)
     if one.get("skipped") is not None:
         return Cell("not measured", one["skipped"])
+    if not one["pixels"]:
+        return Cell(NOTHING, "no pixel with data")
     ties = f", {count(one['ties'])} of them ties" if one["ties"] else ""
     detail = f"{count(one['flips'])} of {count(one['pixels'])}{ties}"
     return Cell(percent(_share_of(one["flips"], one["pixels"])), detail, one["flips"] / max(1, one["pixels"]))
@@ -247,7 +249,7 @@ def _consensus(found: dict[str, Any] | None) -> Cell:
         return Cell(NOTHING)
     if found["mean"] is None:
         return Cell("not measured", found["skipped"])
-    detail = f"{found['patches']:,} patches of {found['size_px']}{SPACE}px"
+    detail = f"{found['patches']:,} patches of {2 * found['size_px']}{SPACE}px"
     return Cell(percent(100 * found["mean"]), detail, found["mean"])
 
 

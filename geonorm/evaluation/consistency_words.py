@@ -55,8 +55,8 @@ DEFINITIONS = {
     "Seam energy": "How many times as often labels change on both sides of a border between cores as elsewhere. 1 "
     "is no seam; there is no such number where nothing changes elsewhere.",
     "Mean IoU, accuracy": "Of the grid at rest against the true labels, where there are any.",
-    "Spread of the mean IoU": "The largest less the least mean IoU of all ways of labelling: what the choice of the "
-    "tiles alone does to the score.",
+    "Spread of the mean IoU": "The largest less the least mean IoU over grids, cores and the whole image: what the "
+    "choice of the tiles alone does to the score.",
     "Consistent and correct": "Pixels whose label is the same in both maps, and true.",
     "Halo": "What a tile reads beyond its core. Exact: as far as an output pixel sees. Measured: as far as it takes to "
     "change next to nothing. Given: chosen by the user, and narrower than what an output pixel sees.",
@@ -255,11 +255,14 @@ def _verdict(name: str, runs: Sequence[Run], move: Move | None) -> str:
     halo = listed([f"{halo_px}{SPACE}px" for halo_px in sorted({run["halo_px"] for run in runs})])
     if all(run["tile_independent"] for run in runs):
         text = f"{name}: the map does not depend on the tiles. A halo of {halo} holds all that their pixels see."
-        if move and move.flips:
+        if move and move.flips and move.kind == "aligned":
             ties = "all of them ties" if move.ties == move.flips else f"{count(move.ties)} of them ties"
             text += f" Rounding still changed {count(move.flips)} labels, {ties}."
         return text
     if unbounded := [*dict.fromkeys(module for run in runs for module in run["unbounded"])]:
         layers = f"{unbounded[0]} looks" if len(unbounded) == 1 else f"{len(unbounded)} layers look"
         return f"{name}: the map depends on the tiles. {layers} at all that a tile reads."
+    if all(run["halo_kind"] == "exact" for run in runs):
+        rounding = listed([*dict.fromkeys(one for run in runs for one in run.get("rounding", ()))]) or "its precision"
+        return f"{name}: the map depends on the tiles within the rounding of {rounding}."
     return f"{name}: the map may depend on the tiles. With a halo of {halo} they do not read all that their pixels see."

@@ -134,16 +134,25 @@ def borders_of(way: Way, job: Job) -> tuple[list[int], list[int]]:
         plans.append(replace(job.plan, grid_offset_px=(row + way.by_px, col + way.by_px)))
     elif way.kind == "core" and isinstance(way.by_px, int):
         plans.append(replace(job.plan, core_px=way.by_px))
-    rows, cols = (sorted({start for plan in plans for start in _starts(plan.axes[axis])}) for axis in (0, 1))
+    found = [{start for plan in plans for start in _starts(plan.axes[axis])} for axis in (0, 1)]
+    if way.kind == "crop" and isinstance(way.by_px, tuple):
+        # The same, unless the raster does not know its place.
+        cropped = _cropped(job, job.reader, *way.by_px).plan.axes
+        for starts, axis, cut in zip(found, cropped, way.by_px, strict=True):
+            starts |= {start + cut for start in _starts(axis)}
+    rows, cols = map(sorted, found)
     return rows, cols
 
 
 def as_in_training(job: Job) -> Predict:
     """Return the network of a job as a function of tiles, its norms and dropouts as in training."""
     network = copy.deepcopy(job.model.network).train()
-    device = rescale_of(network).mean.device
+    device, asked = rescale_of(network).mean.device, job.plan.network
+    empty_px = asked.side_px(2 * asked.margin_px + 1)
 
     def predict(tiles: Tensor) -> Tensor:
+        if tiles.shape[-2:] == (empty_px, empty_px):  # only the shape of the answer is asked for
+            return job.predict(tiles)
         with torch.no_grad():
             return network(tiles.to(device).to(torch.float32)).to(torch.float32)
 

@@ -272,10 +272,12 @@ def border_distance(length: int, borders: Sequence[int]) -> NDArray[np.int64]:
     """
     if not borders:
         return np.full(length, np.iinfo(np.int64).max)
-    pixels = np.arange(length)[:, None]
-    starts = np.array(borders)[None]
-    after, before = pixels - starts + 1, starts - pixels
-    return np.where(after > 0, after, before).min(1)
+    pixels, starts = np.arange(length), np.sort(np.array(borders))
+    following = np.searchsorted(starts, pixels, side="right")
+    far = np.iinfo(np.int64).max
+    before = np.where(following > 0, pixels - starts[following - 1] + 1, far)
+    after = np.where(following < len(starts), starts[np.minimum(following, len(starts) - 1)] - pixels, far)
+    return np.minimum(before, after)
 
 
 def distance_classes(reach_px: int) -> list[int]:

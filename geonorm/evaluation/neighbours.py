@@ -88,12 +88,11 @@ class _Part:
         above, below = nearest(row, axes[0])
         sides = [nearest(col, axes[1]) for col in axes[1].spans()]
         left, right = (np.concatenate([side[which] for side in sides]) for which in (0, 1))
-        shape = len(above), len(left)
-        distances = np.stack(
-            [np.broadcast_to(one, shape) for one in (left[None], right[None], above[:, None], below[:, None])]
-        )
-        self._side = distances.argmin(0)
-        self.seen = distances.min(0) <= reach_px
+        across, along = np.minimum(left, right), np.minimum(above, below)
+        beside = np.where(right < left, RIGHT, LEFT).astype(np.uint8)
+        over = np.where(below < above, BELOW, ABOVE).astype(np.uint8)
+        self._side = np.where(along[:, None] < across[None], over[:, None], beside[None])
+        self.seen = (across <= reach_px)[None] | (along <= reach_px)[:, None]
         self.logits: Tensor | None = None
 
     def take(self, said: Tensor, seen: Window, col: Span, offset: int) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geonorm.evaluation.consistency_page import Layer, Scene
 from geonorm.evaluation.measures import SAME
 from geonorm.inference.outputs import NODATA_LABEL
-from geonorm.raster.read import open_raster, read_overview
+from geonorm.raster.read import as_picture, open_raster, read_overview
 from geonorm.raster.window import Window
 
 Report = dict[str, Any]
@@ -77,7 +77,7 @@ def _scenes(runs: Sequence[Report], folder: Path) -> Iterator[Scene]:
             height=window.height,
             width=window.width,
             cell_px=step,
-            image=image if step > 1 or not number else _pixels(runs[0]["source"], window, overview),
+            image=image if step > 1 or not number else _pixels(runs[0]["source"], window),
             layers=layers,
             class_names=runs[0]["class_names"],
             class_colors=[tuple(color) for color in runs[0]["class_colors"]],
@@ -105,13 +105,17 @@ def worst_places(maps: Sequence[Path], height: int, width: int, *, most: int = M
     side = PLACE_PX // CELL_PX
     tall, wide = min(side, cells.shape[0]), min(side, cells.shape[1])
     high, broad = min(PLACE_PX, height), min(PLACE_PX, width)
+    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
+    sums[1:, 1:] = cells.cumsum(0).cumsum(1)
+    boxes = sums[tall:, wide:] - sums[:-tall, wide:] - sums[tall:, :-wide] + sums[:-tall, :-wide]
     places: list[Window] = []
-    while len(places) < most and cells.any():
-        sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
-        sums[1:, 1:] = cells.cumsum(0).cumsum(1)
-        boxes = sums[tall:, wide:] - sums[:-tall, wide:] - sums[tall:, :-wide] + sums[:-tall, :-wide]
-        top, left = (int(at) for at in np.unravel_index(boxes.argmax(), boxes.shape))
-        cells[top : top + tall, left : left + wide] = 0
+    while len(places) < most and boxes.any():
+        first = np.array(np.unravel_index(boxes.argmax(), boxes.shape))
+        # Of the windows around it that hold as much the one in the middle, so that the flips are.
+        equal = np.argwhere(boxes[first[0] : first[0] + tall, first[1] : first[1] + wide] == boxes.max())
+        top, left = (first + equal[np.abs(equal - equal.mean(0)).sum(1).argmin()]).tolist()
+        # Every window that shares a cell with it.
+        boxes[max(0, top - tall + 1) : top + tall, max(0, left - wide + 1) : left + wide] = 0
         row, col = min(top * CELL_PX, height - high), min(left * CELL_PX, width - broad)
         places.append(Window(row, col, high, broad))
     return places
@@ -147,20 +151,14 @@ def _image(
     return picked[:, np.minimum(cols.astype(int), overview.shape[1] - 1)]
 
 
-def _pixels(source: str, window: Window, overview: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a window of a raster in the colours of its overview: uint8 as it is, else stretched by itself."""
+def _pixels(source: str, window: Window) -> NDArray[np.uint8]:
+    """Return a window of a raster in the colours of its overview."""
     with open_raster(source) as reader:
-        bands = reader.bands[:3] if reader.count >= 3 else reader.bands[:1] * 3
-    with open_raster(source, bands=sorted({*bands})) as reader:
+        bands = reader.bands[:3] if reader.count >= 3 else reader.bands[:1]
+    with open_raster(source, bands=bands) as reader:
         pixels = reader.read(window)
-    values = pixels.values if len(pixels.values) == 3 else pixels.values[:1].repeat(3, axis=0)
-    if values.dtype != np.uint8:
-        counting = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-        if np.isnan(counting).all():
-            return np.zeros((window.height, window.width, 3), np.uint8)
-        low, high = (np.nanpercentile(counting, percent, axis=(1, 2), keepdims=True) for percent in (2, 98))
-        values = np.nan_to_num(np.clip((counting - low) / np.maximum(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
-    return np.moveaxis(values, 0, -1)
+    values, valid = (one if len(one) == 3 else one.repeat(3, axis=0) for one in (pixels.values, pixels.value_valid))
+    return as_picture(values, valid)
 
 
 def _borders(run: Report, way: Report | None) -> tuple[list[int], list[int]]:

@@ -7,8 +7,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -16,16 +17,17 @@ from geonorm import __version__
 from geonorm.data.inria import find_pairs
 from geonorm.data.labels import BUILDINGS, LabelRules, open_labels
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, name_some
 from geonorm.evaluation.comparison_runs import newest_checkpoint
 from geonorm.evaluation.consistency_page import write_consistency_page
 from geonorm.evaluation.grids import Way
 from geonorm.evaluation.places import scenes_of
-from geonorm.evaluation.shift_run import Measuring, Report, Subject, measure
+from geonorm.evaluation.shift_run import Measuring, Report, Subject, check_settings, measure
 from geonorm.evaluation.shift_tables import as_csv, as_markdown
 from geonorm.files import make_folder, only_one, write_text
 from geonorm.inference.halo import Halo
 from geonorm.inference.options import check_batch_size
+from geonorm.inference.views import Views
 from geonorm.models.predictor import Precision
 from geonorm.raster.read import NodataRule, open_raster
 from geonorm.tasks.checkpoint import TrainedModel, load_model
@@ -111,18 +113,25 @@ def shift_consistency(
         DatasetError: Labels that do not fit, or a full disk.
     """
     _check_measures(measures)
+    cores_px = [side for side in dict.fromkeys(cores_px) if side != core_px] if "cores" in measures else []
+    crops_px = list(dict.fromkeys(crops_px)) if "crops" in measures else []
+    if any(min(crop) < 0 or not any(crop) for crop in crops_px):
+        raise InvalidConfigError(f"crops_px cut off at least one row or column, got {crops_px}. Try 3,5.")
     if shifts_px is None:
         shifts_px = [shift for shift in SHIFTS_PX if shift % core_px]
     elif "moves" in measures:
         check_shifts(shifts_px, core_px)
+    shifts_px = list(dict.fromkeys(shifts_px))
     check_batch_size(batch_size)
     named = _named(checkpoints)
     names = list(named)
     models = [one if isinstance(one, TrainedModel) else load_model(one, trust=trust) for one in named.values()]
+    _check_classes(dict(zip(names, models, strict=True)))
+    tta = list(dict.fromkeys(tta))
     pairs = paired(sources, labels)
     rules = [_rules(model.spec, label_values, ignored_values) for model in models]
     for model, rule in zip(models, rules, strict=True):
-        _check_model(model, pairs, rule, cores_px=[core_px, *cores_px], nodata_rule=nodata_rule)
+        _check_model(model, pairs, rule, cores_px=[core_px, *cores_px], tta=tta, nodata_rule=nodata_rule)
     folder = make_folder(out_dir)
     places = short_names([source for source, _ in pairs])
     report: Report = {
@@ -142,18 +151,17 @@ def shift_consistency(
         },
         "runs": [],
     }
-    subjects = [
-        (_subject(model, (name, place, one), (source, truth), folder), rule)
-        for (source, truth), place in zip(pairs, places, strict=True)
+    chosen = [
+        (model, rule, (name, place, one), pair)
+        for pair, place in zip(pairs, places, strict=True)
         for model, name, rule in zip(models, names, rules, strict=True)
         for one in tta
     ]
-    bar = tqdm(subjects, unit="run", desc="measuring", disable=not progress or len(subjects) < 2)
-    with only_one(folder), bar:
-        for subject, rule in bar:
-            if restart and subject.folder.exists():
-                shutil.rmtree(subject.folder)
-            how = Measuring(
+    folders = _folders([parts for _, _, parts, _ in chosen])
+    work = [
+        (
+            _subject(model, parts, pair, folder / own),
+            Measuring(
                 core_px=core_px,
                 halo=halo,
                 grid_offset_px=grid_offset_px,
@@ -163,28 +171,30 @@ def shift_consistency(
                 nodata_rule=nodata_rule,
                 rules=rule,
                 progress=progress,
-            )
-            ways = ways_of(
-                subject,
-                measures=measures,
-                shifts_px=shifts_px,
-                cores_px=cores_px,
-                crops_px=crops_px,
-                core_px=core_px,
-            )
+            ),
+        )
+        for (model, rule, parts, pair), own in zip(chosen, folders, strict=True)
+    ]
+    with only_one(folder):
+        if restart:
+            for subject, _ in work:
+                shutil.rmtree(subject.folder, ignore_errors=True)
+        for subject, how in work:
+            check_settings(subject, how)
+        for subject, how in tqdm(work, unit="run", desc="measuring", disable=not progress or len(work) < 2):
+            ways = ways_of(subject, measures=measures, shifts_px=shifts_px, cores_px=cores_px, crops_px=crops_px)
             corners = "corners" in measures and subject.tta == "none"
             report["runs"].append(measure(subject, ways, corners=corners, how=how))
-    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
-    write_text(folder / "report.csv", as_csv(report))
-    write_text(folder / "report.md", as_markdown(report))
-    write_consistency_page(folder / "report.html", report, scenes_of(report, folder))
+        write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_text(folder / "report.csv", as_csv(report))
+        write_text(folder / "report.md", as_markdown(report))
+        write_consistency_page(folder / "report.html", report, scenes_of(report, folder))
     return report
 
 
-def _subject(model: TrainedModel, names: tuple[str, str, str], files: tuple[str, str | None], folder: Path) -> Subject:
+def _subject(model: TrainedModel, parts: tuple[str, str, str], files: tuple[str, str | None], folder: Path) -> Subject:
     """Return a network on a raster: names of the network, the raster and the tta; raster and labels."""
-    name, place, tta = names
-    parts = [name, place] if tta == "none" else [name, place, tta]
+    name, _, tta = parts
     return Subject(
         model=model,
         label=name if tta == "none" else f"{name}, {tta}",
@@ -192,8 +202,22 @@ def _subject(model: TrainedModel, names: tuple[str, str, str], files: tuple[str,
         source=files[0],
         truth=files[1],
         tta=tta,
-        folder=folder / "_".join(map(_plain_name, parts)),
+        folder=folder,
     )
+
+
+def _folders(parts: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Return a folder for each network, raster and tta: no two are one, on any file system."""
+    names: list[str] = []
+    for name, place, tta in parts:
+        plain = "_".join(map(_plain_name, (name, place) if tta == "none" else (name, place, tta)))
+        taken = {one.casefold() for one in names}
+        number = 2
+        own = plain
+        while own.casefold() in taken:
+            own, number = f"{plain}-{number}", number + 1
+        names.append(own)
+    return names
 
 
 def named_checkpoints(words: Sequence[str]) -> dict[str, str]:
@@ -213,7 +237,8 @@ def named_checkpoints(words: Sequence[str]) -> dict[str, str]:
         if word in names:
             found.append((names[word], word))
         elif Path(word).is_dir():
-            trained = {path.parent.parent.name: path for path in sorted(Path(word).glob("runs/*/seed_*/trained"))[::-1]}
+            done = sorted(Path(word).glob("runs/*/seed_*/trained"), key=lambda path: int(path.parent.name[5:]))
+            trained = {path.parent.parent.name: path for path in reversed(done)}
             if not trained:
                 raise InvalidConfigError(
                     f"{word} is a folder, but holds no training of geonorm compare (runs/NORM/seed_N). Name a "
@@ -247,7 +272,6 @@ def ways_of(
     shifts_px: Sequence[int],
     cores_px: Sequence[int],
     crops_px: Sequence[tuple[int, int]],
-    core_px: int,
 ) -> list[Way]:
     """Return in which ways a raster is labelled beside the grid at rest."""
     stride_px = subject.model.geometry.stride_px
@@ -256,7 +280,7 @@ def ways_of(
         moved = [Way(kind="unaligned" if shift % stride_px else "aligned", by_px=shift) for shift in shifts_px]
         ways += sorted(moved, key=lambda way: way.kind)
     if "cores" in measures:
-        ways += [Way(kind="core", by_px=side) for side in cores_px if side != core_px]
+        ways += [Way(kind="core", by_px=side) for side in cores_px]
     if "whole" in measures:
         ways.append(Way(kind="whole"))
     if "crops" in measures:
@@ -321,9 +345,9 @@ def _rules(
 ) -> LabelRules:
     """Return what the values of true labels mean."""
     num_classes = len(spec.class_names)
-    if label_values is None and not ignored_values and num_classes == len(BUILDINGS.classes):
-        return BUILDINGS
-    values = [[label] for label in range(num_classes)] if label_values is None else label_values
+    numbers: Sequence[Sequence[Any]] = [[label] for label in range(num_classes)]
+    usual = BUILDINGS.classes if num_classes == len(BUILDINGS.classes) else numbers
+    values = usual if label_values is None else label_values
     if len(values) != num_classes:
         raise InvalidConfigError(
             f"label_values need the values of each of {num_classes} classes ({', '.join(spec.class_names)}), got "
@@ -339,24 +363,37 @@ def _check_measures(measures: Collection[str]) -> None:
         raise InvalidConfigError(f"measures must be some of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}.")
 
 
+def _check_classes(models: Mapping[str, TrainedModel]) -> None:
+    """Raise unless all networks tell the same classes apart."""
+    (first, known), *others = models.items()
+    for name, model in others:
+        if model.spec.class_names != known.spec.class_names:
+            raise InvalidConfigError(
+                f"{name} has the classes {name_some(model.spec.class_names)}, {first} has "
+                f"{name_some(known.spec.class_names)}: they cannot stand in one report. Measure them apart."
+            )
+
+
 def _check_model(
     model: TrainedModel,
     pairs: Sequence[tuple[str, str | None]],
     rules: LabelRules,
     *,
     cores_px: Sequence[int],
+    tta: Sequence[str],
     nodata_rule: NodataRule,
 ) -> None:
     """Open what the work will need, and make every plan, so that what cannot work is said before it."""
     for source, truth in pairs:
         bands = range(1, len(model.spec.bands) + 1)
         with open_raster(source, bands=bands, nodata_rule=nodata_rule) as reader:
-            for core_px in cores_px:
+            for core_px, one in product(cores_px, tta):
                 Plan(
                     height=reader.grid.height,
                     width=reader.grid.width,
                     core_px=core_px,
                     network=network_of(model.geometry),
+                    phases=Views.parse(one).phases_of(model.geometry.stride_px),
                 )
             if truth is not None:
                 with open_labels(truth, rules, reader):

@@ -23,7 +23,7 @@ from torch import Tensor
 from geonorm import __version__
 from geonorm.data.labels import LabelRules, OpenLabels, open_labels
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import GeonormWarning, InvalidConfigError
+from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, one_line
 from geonorm.evaluation.corners import PADDING_PX, SIZE_PX, squares, why_not
 from geonorm.evaluation.grids import Way, borders_of, cut_reach_px, rows_of
 from geonorm.evaluation.measures import (
@@ -43,7 +43,7 @@ from geonorm.evaluation.measures import (
 from geonorm.evaluation.resting import Resting, at_rest, blocks_of
 from geonorm.files import check_space, size_in_words, write_text
 from geonorm.inference.activations import activations
-from geonorm.inference.halo import Halo
+from geonorm.inference.halo import Halo, HaloChoice
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.memory import available_memory
 from geonorm.inference.outputs import NODATA_LABEL, labels_layer
@@ -51,7 +51,7 @@ from geonorm.inference.views import Views
 from geonorm.models.predictor import Precision
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.layer import Layer
-from geonorm.raster.read import NodataRule, Reader, open_raster
+from geonorm.raster.read import NodataRule, Reader, is_local, open_raster
 from geonorm.raster.rows import writing_rows
 from geonorm.raster.window import Window
 from geonorm.tasks.checkpoint import TrainedModel
@@ -60,10 +60,12 @@ from geonorm.tasks.scores import confusion, iou_of
 Report = dict[str, Any]
 
 SETTINGS_FILE = "run.json"
-REST, TRUTH = "rest", "truth"
+REST, TRUTH, HALO = "rest", "truth", "halo"
 CORNERS = "corners"
 NO_CHANGE = -1.0
 """Of pixels that are not compared."""
+SPREAD_OVER = ("aligned", "unaligned", "core", "whole")
+"""Ways whose scores are those of the whole raster."""
 WHOLE_SHARE = 1 / 2
 """Of the free memory, what a whole-image pass may take."""
 
@@ -109,8 +111,6 @@ def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measur
         DatasetError: The labels do not fit it, or the disk is too small.
     """
     folder = subject.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    check_settings(subject, how)
     for left in folder.glob(".*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as files:
@@ -119,10 +119,10 @@ def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measur
         if subject.truth is not None:
             truth = files.enter_context(open_labels(subject.truth, how.rules, readers[2]))
         job = _job(subject, readers[0], how)
-        missing = [way for way in ways if not _figures_file(folder, way.name).exists()]
-        if missing or not _figures_file(folder, REST).exists():
+        missing = [way for way in ways if _is_missing(way, job, folder)]
+        if missing or not _kept(folder, REST):
             pixels = job.plan.height * job.plan.width
-            needed = pixels * (4 * len(job.model.spec.class_names) + 2 + 4 * len(missing))
+            needed = pixels * (4 * len(job.model.spec.class_names) + 7 + 6 * len(missing))
             check_space(folder, needed, what=f"the maps of {subject.source}, at most,")
             title = f"{subject.label}, {Path(subject.source).name}"
             with at_rest(
@@ -135,13 +135,21 @@ def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measur
                 _keep(folder, REST, _rest_figures(subject, job, rest, truth))
                 for number, way in enumerate(missing, 1):
                     name = f"{title}: {way.words} ({number}/{len(missing)})"
-                    found = _compared(way, job, rest, readers[1], truth, folder, how=how, title=name)
+                    try:
+                        found = _compared(way, job, rest, readers[1], truth, folder, how=how, title=name)
+                    except ValueError as error:
+                        if way.kind != "train" or isinstance(error, GeonormError):
+                            raise
+                        # Some norms refuse statistics of a single cell.
+                        found = {**_about(way), "skipped": f"the network cannot: {one_line(error)}"}
                     _keep(folder, way.name, found)
-        if corners and not _figures_file(folder, CORNERS).exists():
+        if corners and not _kept(folder, CORNERS):
             _keep(folder, CORNERS, _corners(job, readers[1], folder))
     figures = _kept(folder, REST)
     comparisons = [_kept(folder, way.name) for way in ways]
-    means = [one["scores"]["mean_iou"] for one in (figures, *comparisons) if one.get("scores")]
+    # Of the ways that label every pixel with the same network.
+    alike = [one for one in comparisons if one["kind"] in SPREAD_OVER and not one["skipped"]]
+    means = [one["scores"]["mean_iou"] for one in (figures, *alike) if one["scores"] is not None]
     means = [mean for mean in means if mean is not None]
     return {
         **figures,
@@ -149,6 +157,12 @@ def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measur
         "corner_consensus": _kept(folder, CORNERS) if corners else None,
         "comparisons": comparisons,
     }
+
+
+def _is_missing(way: Way, job: Job, folder: Path) -> bool:
+    """Whether a way of labelling is to be measured; a whole image that was too large may fit by now."""
+    kept = _kept(folder, way.name)
+    return not kept or (way.kind == "whole" and kept["skipped"] is not None and too_large(way, job) is None)
 
 
 def check_settings(subject: Subject, how: Measuring) -> None:
@@ -177,10 +191,10 @@ def _settings(subject: Subject, how: Measuring) -> dict[str, Any]:
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     files = {
-        name: None if path is None else [os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns]
+        name: None if path is None else _fingerprint(path)
         for name, path in (("source", subject.source), ("labels", subject.truth))
     }
-    settings = {key: value for key, value in asdict(how).items() if key not in ("progress", "batch_size")}
+    settings = {key: value for key, value in asdict(how).items() if key != "progress"}
     return {
         "version": __version__,
         "weights": weights.hexdigest(),
@@ -193,26 +207,42 @@ def _settings(subject: Subject, how: Measuring) -> dict[str, Any]:
     }
 
 
+def _fingerprint(path: str) -> list[Any]:
+    """Return what changes with a file; of a file elsewhere, its name."""
+    if not is_local(path):
+        return [path]
+    stat = os.stat(path)
+    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+
+
 def _opened(subject: Subject, how: Measuring) -> Reader:
     bands = range(1, len(subject.model.spec.bands) + 1)
     return open_raster(subject.source, bands=bands, nodata_rule=how.nodata_rule)
 
 
 def _job(subject: Subject, reader: Reader, how: Measuring) -> Job:
+    kept = _kept(subject.folder, HALO)
     with warnings.catch_warnings():
         # That labels depend on the tiles is what is measured.
         warnings.simplefilter("ignore", GeonormWarning)
-        return prepare(
+        job = prepare(
             subject.model,
             reader,
             core_px=how.core_px,
             halo=how.halo,
+            known_halo=HaloChoice(**kept) if kept else None,
             grid_offset_px=how.grid_offset_px,
             device=how.device,
             precision=how.precision,
             tta=subject.tta,
             progress=how.progress,
         )
+    _keep(subject.folder, HALO, asdict(job.halo))
+    return job
+
+
+def _about(way: Way) -> Report:
+    return {"name": way.name, "kind": way.kind, "by_px": way.by_px, "words": way.words}
 
 
 def _rest_figures(subject: Subject, job: Job, rest: Resting, truth: OpenLabels | None) -> Report:
@@ -257,6 +287,7 @@ def _rest_figures(subject: Subject, job: Job, rest: Resting, truth: OpenLabels |
         "phases": plan.num_phases,
         "tta": subject.tta,
         "unbounded": list(job.geometry.unbounded),
+        "rounding": list(job.rounding),
         "tile_independent": job.provenance()["geonorm_tile_independent"] == "yes",
         "grid_offset_px": list(plan.grid_offset_px),
         "first_index": list(plan.first_index),
@@ -289,8 +320,7 @@ def _compared(
     title: str,
 ) -> Report:
     """Label the raster in another way, write the maps, and return the figures."""
-    about = {"name": way.name, "kind": way.kind, "by_px": way.by_px, "words": way.words}
-    skipped = too_large(way, job)
+    about, skipped = _about(way), too_large(way, job)
     if skipped is not None:
         return {**about, "skipped": skipped}
     num_classes, plan = len(job.model.spec.class_names), job.plan
@@ -302,7 +332,8 @@ def _compared(
     total, curve = no_disagreement(num_classes), Curve.of_none(len(from_px))
     fidelity: Fidelity | None = None
     began = time.monotonic()
-    with _writing(way, job, folder) as write:
+    with _writing(way, job, folder) as write, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of dropout, where norms are as in training
         for window, logits, counts in rows_of(
             way, job, reader, batch_size=how.batch_size, progress=how.progress, title=title
         ):
@@ -355,7 +386,8 @@ def too_large(way: Way, job: Job) -> str | None:
         return "tiles do not overlap"
     if way.kind == "crop" and isinstance(way.by_px, tuple):
         reach_px = cut_reach_px(job)
-        if any(side <= cut + reach_px for side, cut in zip((plan.height, plan.width), way.by_px, strict=True)):
+        sides = zip((plan.height, plan.width), way.by_px, strict=True)
+        if any(side <= cut + reach_px * bool(cut) for side, cut in sides):
             return f"the raster is not larger than the cut and the {reach_px} px that may see it"
     if way.kind != "whole":
         return None
@@ -450,7 +482,9 @@ def _keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
 
 
 def _kept(folder: Path, name: str) -> Report:
-    content: Report = json.loads(_figures_file(folder, name).read_text(encoding="utf-8"))
+    """Return figures that are there, nothing where there are none."""
+    path = _figures_file(folder, name)
+    content: Report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content
 
 

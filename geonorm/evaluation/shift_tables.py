@@ -46,7 +46,7 @@ def as_csv(report: Report) -> str:
                 " ".join(map(str, by_px)) if isinstance(by_px, list) else by_px,
                 *(way.get(key) for key in ("pixels", "flips", "flips_percent", "ties", "change_max", "change_mean")),
                 (way.get("seam") or {}).get("energy"),
-                " ".join(f"{value:.6f}" for value in way.get("iou_between_maps") or [] if value is not None),
+                " ".join("-" if value is None else f"{value:.6f}" for value in way.get("iou_between_maps") or []),
                 scores.get("mean_iou"),
                 scores.get("accuracy"),
                 *(way.get(key) for key in ("consistent_and_correct_percent", "seconds", "skipped")),
@@ -69,7 +69,7 @@ def as_markdown(report: Report) -> str:
             f"## {Path(source).name}",
             f"{about}{runs[0]['core_px']} px. Percent of labels that differ from those of the grid at rest; of several "
             "ways of a kind the most.",
-            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+            "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -126,9 +126,11 @@ def percent(part: int, whole: int) -> str:
     """Return a share in percent in which nothing reads as 0 but nothing.
 
     Example:
-        >>> percent(0, 1000), percent(1, 1_000_000), percent(25, 1000)
-        ('0', '0.0001', '2.5')
+        >>> percent(0, 1000), percent(1, 1_000_000), percent(0, 0)
+        ('0', '0.0001', '-')
     """
+    if not whole:
+        return "-"
     if not part:
         return "0"
     share = 100 * part / whole

@@ -405,14 +405,26 @@ def read_overview(path: str | os.PathLike[str], *, longest_side: int) -> NDArray
         shape = (3, max(1, round(height * scale)), max(1, round(width * scale)))
         try:
             with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-                values = reader._dataset.read(bands, out_shape=shape)
+                values = reader._dataset.read(bands, out_shape=shape, masked=True)
         except GDAL_ERRORS as error:
             raise RasterError(f"cannot read {path}: {gdal_said(error)} Copy or download it again.") from error
+    return as_picture(values.data, ~np.ma.getmaskarray(values))
+
+
+def as_picture(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return three bands as a picture, ``(rows, cols, 3)``.
+
+    uint8 is shown as it is; other values are stretched from the 2nd to the 98th percentile of each band.
+
+    Args:
+        values: Band values, ``(3, rows, cols)``.
+        valid: Which of them count, likewise.
+    """
     if values.dtype == np.uint8:
         return np.moveaxis(values, 0, -1)
-    values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-    if np.isnan(values).all():
-        return np.zeros((*shape[1:], 3), np.uint8)
-    low, high = (np.nanpercentile(values, percent, axis=(1, 2), keepdims=True) for percent in (2, 98))
-    stretched = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+    counting = np.where(valid & np.isfinite(values), values, np.nan).astype(np.float64)
+    if np.isnan(counting).all((1, 2)).any():
+        return np.zeros((*values.shape[1:], 3), np.uint8)
+    low, high = (np.nanpercentile(counting, percent, axis=(1, 2), keepdims=True) for percent in (2, 98))
+    stretched = np.clip((counting - low) / np.maximum(high - low, 1e-12), 0, 1)
     return np.moveaxis(np.nan_to_num(stretched * 255).astype(np.uint8), 0, -1)

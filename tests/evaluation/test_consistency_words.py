@@ -100,7 +100,14 @@ def test_localization_tells_models_apart() -> None:
         ({"tile_independent": True}, "A: the map does not depend on the tiles."),
         ({"tile_independent": False, "unbounded": ["GroupNorm e.0"]}, "depends on the tiles. GroupNorm e.0 looks at"),
         ({"tile_independent": False, "unbounded": ["e.0", "e.1"]}, "depends on the tiles. 2 layers look at"),
-        ({"tile_independent": False, "unbounded": [], "halo_px": 64}, "may depend on the tiles. With a halo of 64"),
+        (
+            {"tile_independent": False, "unbounded": [], "halo_px": 64, "halo_kind": "given"},
+            "may depend on the tiles. With a halo of 64",
+        ),
+        (
+            {"tile_independent": False, "unbounded": [], "halo_kind": "exact", "rounding": ["bf16-mixed"]},
+            "within the rounding of bf16-mixed",
+        ),
     ],
 )
 def test_a_verdict_says_why_the_map_depends_on_the_tiles(more: dict[str, Any], expected: str) -> None:
@@ -141,3 +148,9 @@ def test_a_count_in_words_is_right_to_a_twentieth(number: int) -> None:
 
     size = {"": 1, "million": 10**6, "billion": 10**9}[word]
     assert float(digits.replace(",", "")) * size == pytest.approx(number, rel=0.05)
+
+
+def test_what_an_unaligned_move_changes_is_not_blamed_on_rounding() -> None:
+    [verdict] = verdicts([run("A", [comparison("unaligned", 3, flips=9)], tile_independent=True)])
+
+    assert "ounding" not in verdict

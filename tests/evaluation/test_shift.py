@@ -258,7 +258,8 @@ def test_figures_can_be_made_again_from_the_maps_with_numpy(source: Path, tmp_pa
             assert way["seam"]["energy"] == pytest.approx(energy)
         else:
             assert way["seam"]["energy"] is None
-    grids = [float(one["scores"]["mean_iou"]) for one in (run, *run["comparisons"])]
+    whole = [way for way in run["comparisons"] if way["kind"] in ("aligned", "unaligned", "core", "whole")]
+    grids = [float(one["scores"]["mean_iou"]) for one in (run, *whole)]
     assert run["iou_spread"] == pytest.approx(max(grids) - min(grids))
 
 
@@ -508,3 +509,119 @@ def test_a_report_takes_the_names_that_are_given(source: Path, tmp_path: Path) -
 
     assert [run["model"] for run in report["runs"]] == ["frozen", "local"]
     assert (tmp_path / "out/local_image/moved-16.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tta": ("none", "phases:9")}, "phases must be spread evenly"),
+        ({"tta": ("sideways",)}, "tta must be none"),
+        ({"crops_px": ((-1, 3),)}, "crops_px cut off at least one row"),
+        ({"crops_px": ((0, 0),)}, "crops_px cut off at least one row"),
+    ],
+)
+def test_ways_that_cannot_be_gone_are_said_before_the_first(
+    settings: dict[str, Any], message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidConfigError, match=message):
+        shift_consistency([model(BatchNorm)], [source], tmp_path / "out", core_px=32, **settings)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_of_other_classes_do_not_stand_in_one_report(source: Path, tmp_path: Path) -> None:
+    trained = model(BatchNorm)
+    other = replace(trained, spec=replace(trained.spec, class_names=("sea", "land")))
+
+    with pytest.raises(InvalidConfigError, match="cannot stand in one report"):
+        shift_consistency({"a": trained, "b": other}, [source], tmp_path / "out", **MOVED)
+
+
+def test_rasters_whose_names_look_alike_have_folders_of_their_own(source: Path, tmp_path: Path) -> None:
+    for name in ("x 1.tif", "x_1.tif", "X-1.tif"):
+        (tmp_path / name).write_bytes(source.read_bytes())
+
+    report = shift_consistency(
+        [model(BatchNorm)],
+        [tmp_path / name for name in ("x 1.tif", "x_1.tif", "X-1.tif")],
+        tmp_path / "out",
+        shifts_px=(16,),
+        **MOVED,
+    )
+
+    maps = [run["files"]["map"].casefold() for run in report["runs"]]
+    assert len({*maps}) == 3
+    assert all((tmp_path / "out" / run["files"]["map"]).exists() for run in report["runs"])
+
+
+def test_the_spread_of_scores_is_over_the_same_pixels(source: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.tif"
+    with rasterio.open(source) as dataset:
+        write_image(truth, dataset.read(1) // 128, crs=dataset.crs, transform=dataset.transform)
+
+    report = shift_consistency(
+        [model(BatchNorm)], [source], tmp_path / "out", labels=[truth], core_px=32, shifts_px=(16,), halo="exact"
+    )
+
+    assert run_of(report)["scores"]["mean_iou"] is not None
+    assert run_of(report)["iou_spread"] == 0
+
+
+@pytest.mark.parametrize("ignored", [(), (7,)])
+def test_building_masks_keep_their_buildings_whatever_is_ignored(
+    ignored: tuple[int, ...], source: Path, tmp_path: Path
+) -> None:
+    truth, out = tmp_path / "truth.tif", tmp_path / "out"
+    values = np.zeros((90, 120), np.uint8)
+    values[:40], values[40:50] = 255, 7 if ignored else 0
+    with rasterio.open(source) as dataset:
+        write_image(truth, values, crs=dataset.crs, transform=dataset.transform)
+
+    report = shift_consistency(
+        [model(BatchNorm)], [source], out, labels=[truth], shifts_px=(16,), ignored_values=ignored, **MOVED
+    )
+
+    labels = map_of(out, run_of(report)["files"]["labels"])
+    assert (labels[:40] == 1).all()
+    assert (labels[40:50] == (255 if ignored else 0)).all()
+
+
+def test_a_raster_whose_first_rows_have_no_data_is_measured_as_in_training(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(1, 255, (3, 90, 120)).astype(np.uint8)
+    image[:, :70] = 0
+    source = tmp_path / "image.tif"
+    write_image(source, image, crs="EPSG:32633", transform=Affine(1, 0, 500_000, 0, -1, 4_000_000), nodata=0)
+
+    report = shift_consistency([model(BatchNorm)], [source], tmp_path / "out", measures=["train"], core_px=32)
+
+    assert ways(run_of(report))["train"]["pixels"] == 20 * 120
+
+
+def test_nothing_is_zero_where_nothing_was_compared(tmp_path: Path) -> None:
+    source = tmp_path / "image.tif"
+    place = Affine(1, 0, 500_000, 0, -1, 4_000_000)
+    write_image(source, np.zeros((3, 90, 120), np.uint8), crs="EPSG:32633", transform=place, nodata=0)
+
+    report = shift_consistency([model(BatchNorm)], [source], tmp_path / "out", shifts_px=(16,), **MOVED)
+
+    assert run_of(report)["pixels"] == 0
+    assert "| - |" in (tmp_path / "out/report.md").read_text()
+    assert "no pixel with data" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_halo_that_was_measured_is_kept(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    shift_consistency([model(GroupNorm)], [source], out, shifts_px=(16,), **MOVED)
+
+    def again(*args: Any, **options: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("geonorm.inference.job.choose_halo", again)
+    shift_consistency([model(GroupNorm)], [source], out, shifts_px=(16, 3), **MOVED)
+
+
+def test_ways_that_are_named_twice_count_once(source: Path, tmp_path: Path) -> None:
+    report = shift_consistency([model(BatchNorm)], [source], tmp_path / "out", shifts_px=(16, 16), **MOVED)
+
+    assert list(ways(run_of(report))) == ["moved-16"]
+    assert len(run_of(report)["comparisons"]) == 1
