@@ -46,7 +46,8 @@ def scenes_of(report: Report, folder: Path) -> list[Scene]:
 def _scenes(runs: Sequence[Report], folder: Path) -> Iterator[Scene]:
     """Yield the scenes of one raster, the whole of it first."""
     height, width = runs[0]["height"], runs[0]["width"]
-    ways = {id(run): [way for kind in SHOWN if (way := _most(run, kind)) is not None] for run in runs}
+    names = [name for kind in SHOWN if (name := _most_flips(runs, kind)) is not None]
+    ways = {id(run): [way for name in names for way in run["comparisons"] if way["name"] == name] for run in runs}
     aligned = [way["files"]["map"] for run in runs for way in ways[id(run)] if way["kind"] == SHOWN[0] and way["flips"]]
     others = [way["files"]["map"] for run in runs for way in ways[id(run)] if way["flips"]]
     windows = worst_places([folder / name for name in aligned or others], height, width)
@@ -121,10 +122,14 @@ def worst_places(maps: Sequence[Path], height: int, width: int, *, most: int = M
     return places
 
 
-def _most(run: Report, kind: str) -> Report | None:
-    """Return the way of a kind with most flips."""
-    ways = [way for way in run["comparisons"] if way["kind"] == kind and not way["skipped"]]
-    return max(ways, key=lambda way: int(way["flips"]), default=None)
+def _most_flips(runs: Sequence[Report], kind: str) -> str | None:
+    """Return the way of a kind that flips most labels, over all networks."""
+    flips: dict[str, int] = {}
+    for run in runs:
+        for way in run["comparisons"]:
+            if way["kind"] == kind and not way["skipped"]:
+                flips[way["name"]] = flips.get(way["name"], 0) + way["flips"]
+    return max(flips, key=flips.__getitem__, default=None)
 
 
 def _labels(path: Path, window: Window, step: int) -> NDArray[np.uint8]:
