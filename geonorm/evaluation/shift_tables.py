@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geonorm.evaluation.consistency_words import name_of
+from geonorm.evaluation.consistency_words import name_of, percent
 
 Report = dict[str, Any]
 
@@ -18,7 +18,7 @@ CSV_HEAD = (
     *("consistent_and_correct_percent", "seconds", "skipped"),
 )
 KINDS = {
-    "aligned": "flips %, aligned moves",
+    "aligned": "aligned moves",
     "unaligned": "unaligned moves",
     "core": "other cores",
     "whole": "whole image",
@@ -67,7 +67,7 @@ def as_markdown(report: Report) -> str:
         about = f"{runs[0]['height']:,} x {runs[0]['width']:,} px, {runs[0]['pixels']:,} with data, core "
         parts += [
             f"## {Path(source).name}",
-            f"{about}{runs[0]['core_px']} px. Percent of labels that differ from those of the grid at rest; of several "
+            f"{about}{runs[0]['core_px']} px. Labels that differ from those of the grid at rest; of several "
             "ways of a kind the most.",
             "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines),
         ]
@@ -76,7 +76,7 @@ def as_markdown(report: Report) -> str:
 
 def table(report: Report) -> str:
     """Return the report as a table for the terminal."""
-    head = ("model", "raster", "way", "kind", "flips %", "max change", "mean change", "IoU of maps", "seam", "halo")
+    head = ("model", "raster", "way", "kind", "flips", "max change", "mean change", "IoU of maps", "seam", "halo")
     rows = [head, *(_row(run, way) for run in report["runs"] for way in run["comparisons"])]
     return in_columns(rows)
 
@@ -95,7 +95,7 @@ def _row(run: Report, way: Report) -> tuple[str, ...]:
     energy = way["seam"]["energy"]
     return (
         *about,
-        percent(way["flips"], way["pixels"]),
+        _flips(way),
         f"{way['change_max']:.2g}",
         f"{way['change_mean']:.2g}",
         "/".join("-" if value is None else f"{value:.4f}" for value in way["iou_between_maps"]),
@@ -109,7 +109,7 @@ def _cells(run: Report, kinds: Sequence[str]) -> list[str]:
     consensus = run["corner_consensus"]
     return [
         _or_dash(run["scores"], lambda scores: f"{scores['mean_iou']:.4f}" if scores["mean_iou"] is not None else "-"),
-        *("-" if way is None else percent(way["flips"], way["pixels"]) for way in most),
+        *("-" if way is None else _flips(way) for way in most),
         "-" if consensus is None or consensus["mean"] is None else f"{consensus['mean']:.4f}",
         f"{run['halo_px']} px {run['halo_kind']}",
         f"{run['overhead']:.2f} x",
@@ -122,19 +122,9 @@ def _most(run: Report, kind: str) -> Report | None:
     return max(ways, key=lambda way: float(way["flips_percent"]), default=None)
 
 
-def percent(part: int, whole: int) -> str:
-    """Return a share in percent in which nothing reads as 0 but nothing.
-
-    Example:
-        >>> percent(0, 1000), percent(1, 1_000_000), percent(0, 0)
-        ('0', '0.0001', '-')
-    """
-    if not whole:
-        return "-"
-    if not part:
-        return "0"
-    share = 100 * part / whole
-    return f"{share:.2g}" if share < 1 else f"{share:.3g}"
+def _flips(way: Report) -> str:
+    """Return the share of labels that differ; a dash where none was compared."""
+    return percent(100 * way["flips"] / way["pixels"]) if way["pixels"] else "-"
 
 
 def _or_dash(value: Any, words: Callable[[Any], str]) -> str:

@@ -26,7 +26,7 @@ from geonorm.evaluation.grids import rows_together
 from geonorm.evaluation.neighbours import neighbour_strips
 from geonorm.evaluation.shift import CROPS_PX, MEASURES, named_checkpoints, short_names
 from geonorm.evaluation.shift_run import Report
-from geonorm.evaluation.shift_tables import percent, table
+from geonorm.evaluation.shift_tables import table
 from geonorm.files import make_folder, only_one
 from geonorm.inference import predict_raster
 from geonorm.inference.job import as_trained, prepare
@@ -434,13 +434,6 @@ def test_the_command_line_offers_every_measure_and_the_same_defaults() -> None:
     options = parser.parse_args(["out", "--checkpoints", "a", "--sources", "b"])
     assert tuple(options.measures) == MEASURES
     assert tuple(options.crops_px) == tuple(",".join(map(str, crop)) for crop in CROPS_PX)
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "expected"), [(0, 10, "0"), (1, 10**9, "1e-07"), (10, 10, "100"), (1, 300, "0.33")]
-)
-def test_only_nothing_reads_as_nothing(part: int, whole: int, expected: str) -> None:
-    assert percent(part, whole) == expected
 
 
 @pytest.mark.parametrize(
