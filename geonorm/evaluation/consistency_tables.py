@@ -112,11 +112,13 @@ def plan_table(runs: Sequence[Run]) -> str:
 
 def file_list(runs: Sequence[Run]) -> str:
     """Return the files that lie beside the page as links, those of a run folded."""
-    parts = [f"<p>{_link('report.json')} holds all figures, for programs.</p>"]
+    tables = f"{_link('report.md')} and {_link('report.csv')} the tables"
+    parts = [f"<p>{_link('report.json')} holds all figures, for programs; {tables}.</p>"]
     for run in runs:
+        consensus = {**(run.get("corner_consensus") or {}), "words": "corner consensus"}
         lines = "".join(
             f"<li>{escape(one['words'])}: {', '.join(map(_link, files))}</li>"
-            for one in run["comparisons"]
+            for one in ({**run, "words": "the grid at rest"}, *run["comparisons"], consensus)
             if (files := [*dict.fromkeys(filter(None, (one.get("files") or {}).values()))])
         )
         if lines:

@@ -318,7 +318,8 @@ def test_the_report_is_written_in_four_forms(source: Path, tmp_path: Path) -> No
     assert [line["way"] for line in lines] == ["rest", "moved-16"]
     assert (lines[1]["flips"], lines[1]["seam_energy"]) == ("0", "")
     assert "| model |" in (out / "report.md").read_text()
-    assert (out / "report.html").stat().st_size > 0
+    page = (out / "report.html").read_text()
+    assert all(f'href="./{name}"' in page for name in ("report.json", "report.csv", run_of(report)["files"]["map"]))
     assert "grid moved by 16 px" in table(report)
 
 
