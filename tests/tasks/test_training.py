@@ -80,7 +80,7 @@ def test_a_checkpoint_knows_network_norm_and_data(two_epochs: Run, scenes: Path,
     assert model.spec == InriaDataModule(scenes).spec
     assert model.network_path == {
         "class_path": "geonorm.models.UNet",
-        "init_args": {"depth": 1, "width": 4, "padding": "same", "norm_at": "every"},
+        "init_args": {"depth": 1, "width": 4, "padding": "same", "norm_at": "every", "downsample": "max"},
     }
     assert model.norm_path["class_path"] == "geonorm.norms.BatchNorm"
     assert model.network(torch.zeros(1, 3, 4, 6)).shape == (1, 2, 4, 6)
