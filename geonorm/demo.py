@@ -24,7 +24,7 @@ from geonorm.data.drawn import draw_scene, write_inria_layout
 from geonorm.errors import GeonormWarning
 from geonorm.evaluation.report import Heading, Part, Picture, Table, Text, write_page
 from geonorm.evaluation.shift import shift_consistency
-from geonorm.evaluation.shift_run import Report
+from geonorm.evaluation.shift_maps import Report
 from geonorm.files import make_folder
 from geonorm.inference import predict_raster
 from geonorm.models import UNet

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geonorm.evaluation.consistency_page import Layer, Scene
 from geonorm.evaluation.measures import SAME
+from geonorm.evaluation.shift_maps import Report
 from geonorm.inference.outputs import NODATA_LABEL
 from geonorm.raster.read import as_picture, open_raster, read_overview
 from geonorm.raster.window import Window
-
-Report = dict[str, Any]
 
 OVERVIEW_PX = 1024
 """Longer side of the picture of a whole raster."""

@@ -26,7 +26,7 @@ from geonorm.evaluation.ratios import (
     differing_share,
     own_divergence,
 )
-from geonorm.evaluation.shift_run import Report
+from geonorm.evaluation.shift_maps import Report
 from geonorm.evaluation.shift_tables import in_columns
 from geonorm.files import make_folder
 

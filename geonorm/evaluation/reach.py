@@ -36,7 +36,7 @@ from geonorm.evaluation.reach_plan import (
     scene_of,
     spread,
 )
-from geonorm.evaluation.shift_run import Report
+from geonorm.evaluation.shift_maps import Report
 from geonorm.evaluation.shift_tables import in_columns
 from geonorm.files import make_folder, write_text, written_whole
 from geonorm.inference.halo import MISMATCH_TOLERANCE

@@ -22,7 +22,8 @@ from geonorm.evaluation.comparison_runs import newest_checkpoint
 from geonorm.evaluation.consistency_page import write_consistency_page
 from geonorm.evaluation.grids import Way
 from geonorm.evaluation.places import scenes_of
-from geonorm.evaluation.shift_run import Measuring, Report, Subject, check_settings, measure
+from geonorm.evaluation.shift_maps import Report
+from geonorm.evaluation.shift_run import Measuring, Subject, check_settings, measure
 from geonorm.evaluation.shift_tables import as_csv, as_markdown
 from geonorm.files import make_folder, only_one, write_text
 from geonorm.inference.halo import Halo

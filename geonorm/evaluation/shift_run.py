@@ -9,26 +9,23 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from geonorm import __version__
 from geonorm.data.labels import LabelRules, OpenLabels, open_labels
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, one_line
-from geonorm.evaluation.corners import PADDING_PX, SIZE_PX, squares, why_not
 from geonorm.evaluation.grids import Way, borders_of, cut_reach_px, rows_of
 from geonorm.evaluation.measures import (
     Curve,
-    Difference,
     Disagreement,
     Fidelity,
     border_distance,
@@ -41,29 +38,24 @@ from geonorm.evaluation.measures import (
     no_disagreement,
 )
 from geonorm.evaluation.resting import Resting, at_rest, blocks_of
+from geonorm.evaluation.shift_maps import CORNERS, Report, measured_corners, writing_way
 from geonorm.files import check_space, size_in_words, write_text
 from geonorm.inference.activations import activations
 from geonorm.inference.halo import Halo, HaloChoice
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.memory import available_memory
-from geonorm.inference.outputs import NODATA_LABEL, labels_layer
+from geonorm.inference.outputs import labels_layer
 from geonorm.inference.views import Views
 from geonorm.models.predictor import Precision
 from geonorm.models.rescale import rescale_of
-from geonorm.raster.layer import Layer
 from geonorm.raster.read import NodataRule, Reader, is_local, open_raster
 from geonorm.raster.rows import writing_rows
 from geonorm.raster.window import Window
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tasks.scores import confusion, iou_of
 
-Report = dict[str, Any]
-
 SETTINGS_FILE = "run.json"
 REST, TRUTH, HALO = "rest", "truth", "halo"
-CORNERS = "corners"
-NO_CHANGE = -1.0
-"""Of pixels that are not compared."""
 SPREAD_OVER = ("aligned", "unaligned", "core", "whole")
 """Ways whose scores are those of the whole raster."""
 WHOLE_SHARE = 1 / 2
@@ -144,7 +136,7 @@ def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measur
                         found = {**_about(way), "skipped": f"the network cannot: {one_line(error)}"}
                     _keep(folder, way.name, found)
         if corners and not _kept(folder, CORNERS):
-            _keep(folder, CORNERS, _corners(job, readers[1], folder))
+            _keep(folder, CORNERS, measured_corners(job, readers[1], folder))
     figures = _kept(folder, REST)
     comparisons = [_kept(folder, way.name) for way in ways]
     # Of the ways that label every pixel with the same network.
@@ -332,7 +324,7 @@ def _compared(
     total, curve = no_disagreement(num_classes), Curve.of_none(len(from_px))
     fidelity: Fidelity | None = None
     began = time.monotonic()
-    with _writing(way, job, folder) as write, torch.random.fork_rng(devices=[]):
+    with writing_way(way, job, folder) as write, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of dropout, where norms are as in training
         for window, logits, counts in rows_of(
             way, job, reader, batch_size=how.batch_size, progress=how.progress, title=title
@@ -399,78 +391,6 @@ def too_large(way: Way, job: Job) -> str | None:
     if needed > WHOLE_SHARE * free:
         return f"the whole-image pass would take {size_in_words(needed)} of the {size_in_words(free)} of free memory"
     return None
-
-
-@contextmanager
-def _writing(way: Way, job: Job, folder: Path) -> Iterator[Callable[[Window, Difference, NDArray[np.bool_]], None]]:
-    """Give what writes the maps of a way of labelling, block by block from the top.
-
-    One has its labels and where they differ, the other by how much the probabilities do.
-    """
-    grid, tags = job.reader.grid, {**job.provenance(), "geonorm_compared": way.words}
-    row = 0
-    with (
-        writing_rows(folder / f"{way.name}.tif", compared_layer(job), grid, tags=tags) as labels,
-        writing_rows(folder / f"{way.name}-change.tif", change_layer(), grid, tags=tags) as change,
-    ):
-
-        def write(block: Window, found: Difference, valid: NDArray[np.bool_]) -> None:
-            nonlocal row
-            shape = block.row_end - row, grid.width  # rows that were passed over have no data
-            here = slice(block.row - row, None), slice(block.col, block.col_end)
-            maps, changes = np.full((2, *shape), NODATA_LABEL, np.uint8), np.full(shape, NO_CHANGE, np.float32)
-            maps[0][here] = np.where(valid, found.others.numpy(), NODATA_LABEL)
-            maps[1][here] = np.where(valid, found.flips.numpy(), NODATA_LABEL)
-            changes[here] = np.where(valid, found.change.numpy(), NO_CHANGE)
-            labels.add(maps)
-            change.add(changes)
-            row = block.row_end
-
-        yield write
-
-
-def compared_layer(job: Job) -> Layer:
-    """Return what a map beside the grid at rest holds: its labels, and 0 same, 1 other, 2 other within a tie."""
-    bands = ("labels", "0 same, 1 other label, 2 other label within a tie")
-    # A GeoTIFF of two bands has no colour table.
-    return replace(labels_layer(job.model.spec), name="compared", band_names=bands, class_names=(), class_colors=())
-
-
-def change_layer() -> Layer:
-    """Return what a map of changes of probability holds."""
-    return Layer(name="change", dtype="float32", band_names=("change of probability",), nodata=NO_CHANGE)
-
-
-def _corners(job: Job, reader: Reader, folder: Path) -> Report:
-    """Return the corner consensus of a raster, and write what the four tiles say."""
-    about = {"size_px": SIZE_PX, "padding_px": PADDING_PX}
-    skipped = why_not(job)
-    if skipped is not None:
-        return {**about, "patches": 0, "mean": None, "skipped": skipped}
-    layer = Layer(
-        name="corners",
-        dtype="uint8",
-        band_names=tuple(f"by the tile {where}" for where in ("top left", "top right", "bottom left", "bottom right")),
-        nodata=NODATA_LABEL,
-    )
-    found = list(squares(job, reader))
-    with writing_rows(folder / f"{CORNERS}.tif", layer, reader.grid) as writer:
-        for block in blocks_of(Window(0, 0, reader.grid.height, reader.grid.width)):
-            values = np.full((4, block.height, block.width), NODATA_LABEL, np.uint8)
-            for square in found:
-                top, bottom = max(block.row, square.window.row), min(block.row_end, square.window.row_end)
-                if top < bottom:
-                    part = square.labels[:, top - square.window.row : bottom - square.window.row].numpy()
-                    values[:, top - block.row : bottom - block.row, square.window.col : square.window.col_end] = part
-            writer.add(values)
-    shares = [square.consensus for square in found]
-    return {
-        **about,
-        "patches": len(found),
-        "mean": float(np.mean(shares)) if shares else None,
-        "skipped": None if shares else "no patch is free of pixels without data",
-        "files": {"map": f"{folder.name}/{CORNERS}.tif"},
-    }
 
 
 def _figures_file(folder: Path, name: str) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geonorm.evaluation.consistency_words import name_of, percent
-
-Report = dict[str, Any]
+from geonorm.evaluation.shift_maps import Report
 
 CSV_HEAD = (
     *("model", "source", "tta", "tile_independent", "overhead", "way", "kind", "by_px", "pixels", "flips"),
