@@ -112,7 +112,7 @@ def run_demo(out_dir: Path, *, seed: int = 0, scale: Scale | None = None) -> dic
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GeonormWarning)
         consistency = shift_consistency(
-            [run["checkpoint"] for run in runs.values()],
+            {name: run["checkpoint"] for name, run in runs.items()},
             [image],
             out_dir / "shift",
             labels=[truth],
