@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geonorm.errors import InvalidConfigError
+from geonorm.norms import compiled
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
+from geonorm.norms.compiled import loops_for
 from geonorm.norms.group import check_group_size
 from geonorm.norms.moments import box_sum_adjoint, local_moments, source_rows, window_counts
 
@@ -31,8 +33,9 @@ class LocalContextNorm(Norm):
 
     Source: Ortiz et al., CVPR 2020, equations (6) to (9).
     Differs from the released layer: the window is centred (there: one cell right and down), gradients flow
-    through the statistics, the input is not overwritten, each axis falls back by itself, and sums are taken by
-    doubling and Chan's formula (integral images lose all digits at large means).
+    through the statistics, the input is not overwritten, each axis falls back by itself, and sums are put together
+    from sums of fewer cells (integral images lose all digits at large means): on the CPU, up to float32, by compiled
+    loops in float64 (`geonorm.norms.loops`), elsewhere by doubling and Chan's formula (`geonorm.norms.moments`).
 
     Args:
         num_features: Channels C.
@@ -86,8 +89,9 @@ class LocalContextNorm(Norm):
         """Normalize a checked input with autocast off."""
         if self.compat == "authors":
             return self._as_released(x)
+        learns = torch.is_grad_enabled() and any(v.requires_grad for v in (x, self.weight, self.bias))
         y, _, _ = local_context_norm(
-            x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps
+            x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps, learns
         )
         return y
 
@@ -141,13 +145,27 @@ def window_in_cells(
 # One opaque operator: the geometry tracer and torch.compile see a window, not a hundred slices.
 @torch.library.custom_op("geonorm::local_context_norm", mutates_args=())
 def local_context_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, group_size: int, window: list[int], border: str, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    group_size: int,
+    window: list[int],
+    border: str,
+    eps: float,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalized map, and mean and reciprocal deviation of each group, ``(N, groups, H, W)``."""
+    """Return the normalized map, and mean and reciprocal deviation of each group, ``(N, groups, H, W)``.
+
+    The latter two only if ``keep``; they are empty otherwise.
+    """
+    size = (window[0], window[1])
+    loops = loops_for(x)
+    if loops is not None:
+        kept = loops.MEAN_AND_RSTD if keep else loops.NOTHING
+        return compiled.forward(loops, x, weight, bias, group_size, size, border, eps, keep=kept)
     wide = wide_dtype(x.dtype)
     y = torch.empty_like(x)
-    mean, rstd = _empty_planes(x, group_size), _empty_planes(x, group_size)
-    size = (window[0], window[1])
+    mean, rstd = _empty_planes(x, group_size, keep), _empty_planes(x, group_size, keep)
 
     for sample, groups, rows in _chunks(x, group_size, size, border):
         channels = slice(groups.start * group_size, groups.stop * group_size)
@@ -161,16 +179,24 @@ def local_context_norm(
 
         where = (slice(rows.start, rows.stop), slice(None))
         y[(sample, channels, *where)] = out.flatten(0, 1)
-        mean[(sample, groups, *where)] = local_mean
-        rstd[(sample, groups, *where)] = local_rstd
+        if keep:
+            mean[(sample, groups, *where)] = local_mean
+            rstd[(sample, groups, *where)] = local_rstd
     return y, mean, rstd
 
 
 @local_context_norm.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, group_size: int, window: list[int], border: str, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    group_size: int,
+    window: list[int],
+    border: str,
+    eps: float,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), _empty_planes(x, group_size), _empty_planes(x, group_size)
+    return torch.empty_like(x), _empty_planes(x, group_size, keep), _empty_planes(x, group_size, keep)
 
 
 @torch.library.custom_op("geonorm::local_context_norm_backward", mutates_args=())
@@ -190,8 +216,11 @@ def local_context_norm_backward(
     channels, and ``box`` the sum over the windows that hold a cell, divided by their number of values:
     ``dx = g r - box(r sum(g) - (mean - c) q) - (x - c) box(q)``, ``q = r^2 sum(g z)``, for any constant c.
     """
-    wide = wide_dtype(x.dtype)
     size = (window[0], window[1])
+    loops = loops_for(x)
+    if loops is not None:
+        return compiled.backward(loops, grad, x, weight, mean, rstd, group_size, size, border)
+    wide = wide_dtype(x.dtype)
     share = _share(x, group_size, size, border)
     grad_x = torch.empty_like(x)
     grad_weight = torch.zeros_like(weight, dtype=wide)
@@ -233,7 +262,7 @@ def _(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, ctx.group_size, ctx.window, ctx.border, _ = inputs
+    x, weight, _, ctx.group_size, ctx.window, ctx.border, *_ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, weight, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -242,7 +271,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, mean, rstd = ctx.saved_tensors
     grads = local_context_norm_backward(grad, x, weight, mean, rstd, ctx.group_size, ctx.window, ctx.border)
-    return (*grads, None, None, None, None)
+    return (*grads, None, None, None, None, None)
 
 
 local_context_norm.register_autograd(_backward, setup_context=_save_for_backward)
@@ -251,8 +280,13 @@ local_context_norm.register_autograd(_backward, setup_context=_save_for_backward
 @torch.library.custom_op("geonorm::local_statistics", mutates_args=())
 def local_statistics(x: Tensor, group_size: int, window: list[int], border: str) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each group in the window of each cell, ``(N, groups, H, W)``."""
-    mean, var = _empty_planes(x, group_size), _empty_planes(x, group_size)
     size = (window[0], window[1])
+    loops = loops_for(x)
+    if loops is not None:
+        one = x.new_ones(x.shape[1])
+        _, mean, var = compiled.forward(loops, x, one, one, group_size, size, border, 0.0, keep=loops.MEAN_AND_VAR)
+        return mean, var
+    mean, var = _empty_planes(x, group_size), _empty_planes(x, group_size)
     for sample, groups, rows in _chunks(x, group_size, size, border):
         where = (sample, groups, slice(rows.start, rows.stop))
         block, _ = _block_of(x, sample, groups, rows, group_size, size, border)
@@ -360,6 +394,7 @@ def _per_channel(values: Tensor, channels: slice, group_size: int, dtype: torch.
     return values[channels].to(dtype).view(-1, group_size, 1, 1)
 
 
-def _empty_planes(x: Tensor, group_size: int) -> Tensor:
+def _empty_planes(x: Tensor, group_size: int, keep: bool = True) -> Tensor:
     num, channels, height, width = x.shape
-    return x.new_empty((num, channels // group_size, height, width), dtype=wide_dtype(x.dtype))
+    shape = (num, channels // group_size, height, width) if keep else (0, 0, 0, 0)
+    return x.new_empty(shape, dtype=wide_dtype(x.dtype))

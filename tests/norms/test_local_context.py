@@ -1,7 +1,7 @@
 """Local context normalization: numbers, gradients, borders, and the same bits in every crop."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geonorm.errors import InvalidConfigError
-from geonorm.norms import GroupNorm, InstanceNorm, LayerNorm, LocalContextNorm
+from geonorm.norms import GroupNorm, InstanceNorm, LayerNorm, LocalContextNorm, compiled
 from tests.norms import oracles
 from tests.norms.maps import random_map, relative_rms, scene, with_random_state
 from tests.norms.oracles import Border
@@ -34,6 +34,13 @@ def torch_threads(number: int) -> Iterator[None]:
     torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "plain torch"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run every test with the compiled loops, and in plain torch."""
+    with compiled.plain_torch() if request.param == "plain torch" else nullcontext():
+        yield request.param
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
@@ -422,9 +429,9 @@ def whole_map() -> Tensor:
 
 @cache
 def whole_result(
-    window: tuple[int, int], group_size: int, border: Border, memory_format: torch.memory_format
+    way: str, window: tuple[int, int], group_size: int, border: Border, memory_format: torch.memory_format
 ) -> Tensor:
-    """Return the normalized whole map, all samples at once, from one thread."""
+    """Return the normalized whole map, all samples at once, from one thread, computed in the `way` of the test."""
     layer = make(8, window=window, group_size=group_size, border=border)
     with torch.no_grad(), torch_threads(1):
         return layer(whole_map().contiguous(memory_format=memory_format))
@@ -477,6 +484,7 @@ def test_a_crop_gives_bit_for_bit_what_the_whole_map_gives(
     memory_format: torch.memory_format,
     as_view: bool,
     with_grad: bool,
+    way: str,
 ) -> None:
     window, (top, bottom), (left, right) = window_and_crop
     layer = make(8, window=window, group_size=group_size, border=border)
@@ -485,7 +493,7 @@ def test_a_crop_gives_bit_for_bit_what_the_whole_map_gives(
     with torch.set_grad_enabled(with_grad):
         crop = layer(x if as_view else x.contiguous(memory_format=memory_format)).detach()
 
-    whole = whole_result(window, group_size, border, memory_format)[samples]
+    whole = whole_result(way, window, group_size, border, memory_format)[samples]
     assert_same_bits(crop, whole, layer=layer, top=top, left=left)
 
 
@@ -639,12 +647,12 @@ class CountOperators(TorchDispatchMode):
 
 @both_borders
 def test_the_cost_grows_with_the_logarithm_of_the_window(border: Border) -> None:
-    x = random_map(1, 4, 300, 300)
+    x = random_map(1, 4, 300, 300, dtype=torch.float64)  # never compiled
 
     operators = []
     for window in (16, 256):
         with CountOperators() as counter:
-            make(4, window=window, border=border)(x)
+            make(4, window=window, border=border).double()(x)
         operators.append(counter.operators)
 
     assert operators[1] < 3 * operators[0]

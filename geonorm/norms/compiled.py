@@ -1,0 +1,256 @@
+"""Tensors into the compiled loops of Local Context Norm: which ones, in which threads, in which memory."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import mmap
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from geonorm.errors import GeonormWarning
+from geonorm.norms.moments import axis_border
+
+VALUES_PER_THREAD = 2**16
+"""Values below which another thread costs more than it brings."""
+
+CHANNELS_AT_ONCE = 16
+"""Channels copied together where the map is not contiguous float32: a line of the cache in channels_last."""
+
+_enabled = os.environ.get("GEONORM_COMPILED", "1") != "0"
+
+
+def loops_for(x: Tensor) -> ModuleType | None:
+    """Return the compiled loops if they take this tensor: on the CPU, up to float32; else None."""
+    if not _enabled or x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() == 0:
+        return None
+    return _loops()
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute in plain torch inside, as where numba is missing."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+@cache
+def _loops() -> ModuleType | None:
+    try:
+        return _import_loops()
+    except (ImportError, OSError, RuntimeError) as error:
+        warnings.warn(
+            "Local Context Norm is computed in plain torch, about four times slower, because numba cannot be used: "
+            f"{error}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain torch without this line.",
+            GeonormWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _import_loops() -> ModuleType:
+    try:
+        return importlib.import_module("geonorm.norms.loops")
+    except RuntimeError as error:
+        # Neither beside the source nor in the user's home can numba write what it compiled.
+        if "cannot cache" not in str(error):
+            raise
+        import numba
+
+        numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]
+        return importlib.import_module("geonorm.norms.loops")
+
+
+@cache
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="geonorm-")
+
+
+def forward(
+    loops: ModuleType,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    group_size: int,
+    window: tuple[int, int],
+    border: str,
+    eps: float,
+    *,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normalized map and what ``keep`` asks for, as `loops.forward` does."""
+    num, channels, height, width = x.shape
+    num_groups = channels // group_size
+    normalizes = keep != loops.MEAN_AND_VAR
+    y = _in_large_pages(torch.empty_like(x)) if normalizes else x.new_empty(0)
+    kept = (num, num_groups, height, width) if keep != loops.NOTHING else (0, 0, 0, 0)
+    mean, spread = (_in_large_pages(x.new_empty(kept, dtype=torch.float32)) for _ in range(2))
+    rows, cols = _axes(window, border, height, width)
+    weights, biases = (values.detach().float().reshape(num_groups, group_size) for values in (weight, bias))
+
+    for index, groups in _blocks(x, group_size):
+        channel = slice(groups.start * group_size, groups.stop * group_size)
+        maps = _maps(x[index, channel], group_size)
+        result = _room(y[index, channel], group_size) if normalizes else x.new_empty((0, 0, 0, 0), dtype=torch.float32)
+        planes = [
+            plane[index, groups].flatten(0, 1) if keep != loops.NOTHING else plane.flatten(0, 1)
+            for plane in (mean, spread)
+        ]
+        arrays = [part.numpy() for part in (maps, result, *planes, weights[groups], biases[groups])]
+
+        def work(part: tuple[int, int, int, int], arrays: Sequence[object] = arrays) -> None:
+            loops.forward(*arrays, rows, cols, eps, keep, part)
+
+        _share_out(work, maps.shape[0], height, values=maps.numel())
+        if normalizes and result.data_ptr() != y[index, channel].data_ptr():
+            y[index, channel] = result.reshape(y[index, channel].shape).to(y.dtype)
+    return y, mean, spread
+
+
+def backward(
+    loops: ModuleType,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    group_size: int,
+    window: tuple[int, int],
+    border: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``x``, ``weight`` and ``bias``, as `loops.backward` computes them."""
+    _, channels, height, width = x.shape
+    num_groups = channels // group_size
+    grad_x = _in_large_pages(torch.empty_like(x))
+    grad_weight, grad_bias = (torch.zeros(num_groups, group_size, dtype=torch.float64) for _ in range(2))
+    rows, cols = _axes(window, border, height, width)
+    weights = weight.detach().float().reshape(num_groups, group_size)
+
+    for index, groups in _blocks(x, group_size):
+        channel = slice(groups.start * group_size, groups.stop * group_size)
+        upstream, maps = _maps(grad[index, channel], group_size), _maps(x[index, channel], group_size)
+        result = _room(grad_x[index, channel], group_size)
+        sums = torch.empty(2, maps.shape[0], group_size, dtype=torch.float64)
+        planes = [plane[index, groups].flatten(0, 1) for plane in (mean, rstd)]
+        arrays = [part.numpy() for part in (upstream, maps, *planes, weights[groups], result, sums[0], sums[1])]
+
+        def work(part: tuple[int, int, int, int], arrays: Sequence[object] = arrays) -> None:
+            loops.backward(*arrays, rows, cols, part[:2])
+
+        _share_out(work, maps.shape[0], None, values=maps.numel())
+        of_weight, of_bias = sums.unflatten(1, (-1, groups.stop - groups.start)).sum(1)
+        grad_weight[groups] += of_weight
+        grad_bias[groups] += of_bias
+        if result.data_ptr() != grad_x[index, channel].data_ptr():
+            grad_x[index, channel] = result.reshape(grad_x[index, channel].shape).to(x.dtype)
+    return grad_x, grad_weight.flatten().to(weight.dtype), grad_bias.flatten().to(weight.dtype)
+
+
+def _axes(window: tuple[int, int], border: str, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return for each axis the length of its window and whether it is cut at the border."""
+    rows, cols = (
+        (min(size, length), int(axis_border(border, size, length) == "clip"))
+        for size, length in zip(window, (height, width), strict=True)
+    )
+    return rows, cols
+
+
+def _blocks(x: Tensor, group_size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield samples and groups to be worked through together: all, or as many as may be copied at once."""
+    num, channels = x.shape[:2]
+    num_groups = channels // group_size
+    if x.is_contiguous() and x.dtype == torch.float32:
+        yield slice(0, num), slice(0, num_groups)
+        return
+    at_once = max(1, CHANNELS_AT_ONCE // group_size)
+    for sample in range(num):
+        for group in range(0, num_groups, at_once):
+            yield slice(sample, sample + 1), slice(group, min(num_groups, group + at_once))
+
+
+def _maps(x: Tensor, group_size: int) -> Tensor:
+    """Return contiguous float32 maps ``(samples * groups, group_size, H, W)``; a copy where need be."""
+    return x.detach().float().contiguous().reshape(-1, group_size, *x.shape[2:])
+
+
+def _room(y: Tensor, group_size: int) -> Tensor:
+    """Return ``y`` itself as `_maps` does where that can be written to, else space of that shape."""
+    shape = (-1, group_size, *y.shape[2:])
+    if y.is_contiguous() and y.dtype == torch.float32:
+        return y.view(shape)
+    return torch.empty(y.shape, dtype=torch.float32).view(shape)
+
+
+def _share_out(
+    work: Callable[[tuple[int, int, int, int]], None], num_maps: int, height: int | None, *, values: int
+) -> None:
+    """Do all maps, spread over torch's number of threads: by maps, or by rows where these are few."""
+    threads = min(torch.get_num_threads(), max(1, values // VALUES_PER_THREAD))
+    strips = 1 if height is None or num_maps >= 2 * threads else min(height, threads)
+    rows = _cuts(height or 0, strips)
+    maps = _cuts(num_maps, 1 if strips > 1 else threads)
+    parts = [(*some, *rows_of) for some in maps for rows_of in rows]
+    waiting = [_pool(threads - 1).submit(work, part) for part in parts[1:]]
+    work(parts[0])
+    for part in waiting:
+        part.result()
+
+
+def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
+    """Return the beginnings and ends of about equal parts."""
+    parts = max(1, min(parts, length))
+    at = [length * part // parts for part in range(parts + 1)]
+    return list(pairwise(at))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="geonorm-loops")
+
+
+def _in_large_pages(values: Tensor) -> Tensor:
+    """Ask for large pages before a tensor is first written to, where the system has them; return it.
+
+    Fresh memory costs a fault for each page: for a map of 64 MiB three times what GroupNorm computes in it.
+    """
+    advise = _advise()
+    if advise is not None and values.numel() * values.element_size() >= LARGE:
+        begin = -(-values.data_ptr() // LARGE) * LARGE
+        end = (values.data_ptr() + values.numel() * values.element_size()) // LARGE * LARGE
+        if end > begin:
+            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+    return values
+
+
+LARGE = 2**21
+"""Bytes of a large page."""
+
+
+@cache
+def _advise() -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux") or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        return ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads are not inherited

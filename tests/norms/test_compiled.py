@@ -1,0 +1,262 @@
+"""The compiled loops of Local Context Norm beside plain torch, and what happens where they cannot be had."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from geonorm.errors import GeonormWarning
+from geonorm.norms import LocalContextNorm, compiled
+from geonorm.norms.local_context import local_context_norm, local_statistics
+from tests.norms import oracles
+from tests.norms.maps import random_map, relative_rms, with_random_state
+
+BORDERS: list[Literal["nearest", "clip"]] = ["nearest", "clip"]
+
+
+def operator(x: Tensor, group_size: int, window: list[int], border: str, *, keep: bool = True) -> tuple[Tensor, ...]:
+    """Return what the operator returns for weights and biases that differ."""
+    weight = torch.linspace(0.5, 1.5, x.shape[1])
+    return local_context_norm(x, weight, weight - 1, group_size, window, border, 1e-5, keep)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    samples=st.integers(1, 3),
+    groups=st.integers(1, 5),
+    group_size=st.integers(1, 5),
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    window=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    border=st.sampled_from(BORDERS),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
+    threads=st.sampled_from([1, 2, 5]),
+)
+def test_the_loops_compute_what_plain_torch_computes(
+    samples: int,
+    groups: int,
+    group_size: int,
+    height: int,
+    width: int,
+    window: tuple[int, int],
+    border: Literal["nearest", "clip"],
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+    threads: int,
+    monkeypatch_values_per_thread: None,
+) -> None:
+    channels = groups * group_size
+    layer = with_random_state(LocalContextNorm(channels, window_cells=window, group_size=group_size, border=border))
+    x = random_map(samples, channels, height, width, mean=2).to(dtype).contiguous(memory_format=memory_format)
+    upstream = random_map(samples, channels, height, width, seed=3).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    got = torch.autograd.grad(y, [leaf, layer.weight, layer.bias], upstream)
+    with compiled.plain_torch():
+        expected_y = layer(leaf)
+        expected = torch.autograd.grad(expected_y, [leaf, layer.weight, layer.bias], upstream)
+
+    torch.set_num_threads(before)
+    step = torch.finfo(dtype).eps
+    rtol, atol = 4 * step, max(2e-4, 4 * step)
+    torch.testing.assert_close(y, expected_y, rtol=rtol, atol=atol)
+    for one, other in zip(got, expected, strict=True):
+        scale = max(1.0, float(other.abs().max()))
+        torch.testing.assert_close(one / scale, other / scale, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_values_per_thread() -> Iterator[None]:
+    """Spread even the smallest map over the threads."""
+    before, compiled.VALUES_PER_THREAD = compiled.VALUES_PER_THREAD, 1
+    yield
+    compiled.VALUES_PER_THREAD = before
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("window", [(31, 31), (7, 90), (91, 3), (200, 200)], ids=str)
+def test_what_is_kept_for_the_gradient_is_the_mean_and_the_reciprocal_deviation(
+    window: tuple[int, int], border: Literal["nearest", "clip"]
+) -> None:
+    x = random_map(2, 8, 120, 130, mean=5)
+    mean, variance = oracles.box_moments(x, window=window, group_size=4, border=border)
+
+    _, kept_mean, kept_rstd = operator(x, 4, list(window), border)
+
+    assert relative_rms(kept_mean, expected=mean) < 1e-6
+    assert relative_rms(kept_rstd, expected=(variance + 1e-5).rsqrt()) < 1e-6
+
+
+def test_nothing_is_kept_without_a_gradient() -> None:
+    x = random_map(1, 8, 20, 30)
+
+    y, mean, rstd = operator(x, 4, [5, 5], "nearest", keep=False)
+
+    assert torch.equal(y, operator(x, 4, [5, 5], "nearest")[0])
+    assert mean.numel() == rstd.numel() == 0
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("group_size", [1, 4, 6])
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.usefixtures("monkeypatch_values_per_thread")
+def test_rows_cut_into_strips_for_many_threads_keep_their_bits(
+    threads: int, group_size: int, border: Literal["nearest", "clip"]
+) -> None:
+    x = random_map(1, group_size, 83, 140, mean=20)
+    expected = operator(x, group_size, [31, 14], border)
+    before = torch.get_num_threads()
+
+    torch.set_num_threads(threads)
+    got = operator(x, group_size, [31, 14], border)
+    torch.set_num_threads(before)
+
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_map_in_large_pages_is_as_any_other() -> None:
+    x = random_map(1, 8, 600, 700)  # 13 MiB
+    expected = oracles.local_context_norm(
+        x.double(), weight=torch.ones(8), bias=torch.zeros(8), window=(31, 31), group_size=4, border="nearest"
+    )
+
+    with torch.no_grad():
+        y = LocalContextNorm(8, window_cells=31)(x)
+
+    assert relative_rms(y, expected=expected) < 2e-6
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_operator_is_well_behaved(keep: bool) -> None:
+    x = random_map(2, 4, 9, 7).requires_grad_(keep)
+    weight, bias = (torch.rand(4).requires_grad_(keep) for _ in range(2))
+
+    torch.library.opcheck(local_context_norm, (x, weight, bias, 2, [3, 5], "nearest", 1e-5, keep))
+
+
+# --- where they cannot be had -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_loops() -> Iterator[None]:
+    """Look for the loops anew, in the test and after it."""
+    compiled._loops.cache_clear()
+    yield
+    compiled._loops.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_loops")
+@pytest.mark.parametrize(
+    "error", [ImportError("No module named 'numba'"), OSError("no libLLVM"), RuntimeError("numba and numpy disagree")]
+)
+def test_without_numba_it_says_so_once_and_computes_in_plain_torch(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> ModuleType:
+        raise error
+
+    x = random_map(1, 8, 20, 30)
+    with compiled.plain_torch():
+        expected = operator(x, 4, [5, 5], "nearest")
+        expected_statistics = local_statistics(x, 4, [5, 5], "nearest")
+    monkeypatch.setattr(importlib, "import_module", refuse)
+
+    with pytest.warns(GeonormWarning, match=rf"(?s)plain torch.*{error}.*pip install numba"):
+        got = operator(x, 4, [5, 5], "nearest")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = operator(x, 4, [5, 5], "nearest")
+        statistics = local_statistics(x, 4, [5, 5], "nearest")
+
+    for way in (got, again):
+        assert all(torch.equal(one, other) for one, other in zip(way, expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(statistics, expected_statistics, strict=True))
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_written_it_compiles_for_this_process_alone() -> None:
+    script = (
+        "import numba.core.caching as caching, torch\n"
+        "for locator in (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator):\n"
+        "    usual = locator.ensure_cache_path\n"
+        "    def ensure(self, usual=usual):\n"
+        "        if 'geonorm-' not in self.get_cache_path(): raise OSError('read-only')\n"
+        "        usual(self)\n"
+        "    locator.ensure_cache_path = ensure\n"
+        "from geonorm.norms import LocalContextNorm, compiled\n"
+        "LocalContextNorm(4, window_cells=3)(torch.rand(1, 4, 9, 9))\n"
+        "print(compiled._loops().__name__, compiled._scratch_folder().name)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    name, folder = done.stdout.split()
+    assert name == "geonorm.norms.loops"
+    assert "geonorm-" in folder
+
+
+def test_plain_torch_by_the_environment() -> None:
+    script = "from geonorm.norms import compiled; import torch; print(compiled.loops_for(torch.rand(1, 4, 9, 9)))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"GEONORM_COMPILED": "0", "PATH": ""},
+    )
+
+    assert done.stdout.strip() == "None"
+
+
+def test_float64_and_empty_maps_are_left_to_plain_torch() -> None:
+    assert compiled.loops_for(torch.rand(1, 4, 9, 9)) is not None
+    assert compiled.loops_for(torch.rand(1, 4, 9, 9, dtype=torch.float64)) is None
+    assert compiled.loops_for(torch.rand(0, 4, 9, 9)) is None
+    assert LocalContextNorm(4, window_cells=3)(torch.rand(0, 4, 9, 9)).shape == (0, 4, 9, 9)
+
+
+def in_a_child(x: Tensor, pipe: multiprocessing.connection.Connection) -> None:
+    """Send the sum of the normalized map."""
+    pipe.send(float(operator(x, 4, [5, 5], "nearest")[0].double().sum()))
+
+
+@pytest.mark.usefixtures("monkeypatch_values_per_thread")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    x = random_map(2, 8, 20, 30)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = float(operator(x, 4, [5, 5], "nearest")[0].double().sum())  # the threads have started
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where threads run
+        child = context.Process(target=in_a_child, args=(x, theirs))
+        child.start()
+
+    arrived = ours.poll(60)
+    answer = ours.recv() if arrived else None
+    child.terminate()
+    child.join()
+    torch.set_num_threads(before)
+
+    assert answer == expected
