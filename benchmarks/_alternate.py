@@ -23,8 +23,17 @@ def alternate(ways: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[
     return seconds
 
 
-def print_ratios(seconds: Mapping[str, list[float]], *, to: str, **facts: object) -> None:
-    """Print one JSON line per way: median seconds, and median and quartiles of its ratio to another, round by round."""
+def print_ratios(
+    seconds: Mapping[str, list[float]], extra: Mapping[str, float] | None = None, /, *, to: str, **facts: object
+) -> None:
+    """Print one JSON line per way: median seconds, and median and quartiles of its ratio to another, round by round.
+
+    Args:
+        seconds: Of each round, for each way.
+        extra: MiB by which the process of each way grows.
+        to: The way the others are held against.
+        facts: What is the same for all ways; ``limit_seconds``, if it is there, is held against each.
+    """
     for name, values in seconds.items():
         ratios = [value / base for value, base in zip(values, seconds[to], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -39,4 +48,9 @@ def print_ratios(seconds: Mapping[str, list[float]], *, to: str, **facts: object
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+        limit = facts.get("limit_seconds")
+        if isinstance(limit, float):
+            line["of_limit"] = round(limit / statistics.median(values), 3)
+        if extra:
+            line["extra_mib"] = extra[name]
         print(json.dumps(line), flush=True)

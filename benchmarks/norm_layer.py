@@ -1,50 +1,138 @@
-"""What does a norm cost beside torch's GroupNorm, forward and backward, on the CPU?"""
+"""What does a norm cost beside torch's GroupNorm, in time and in memory, forward and backward, on the CPU?
+
+    python benchmarks/norm_layer.py
+    python benchmarks/norm_layer.py --windows 31 --norms LCN SN --threads 2
+
+Each norm has a process of its own; they take turns, and ratios are those within a round. All of it twice: with memory
+as the system gives it, where faults of fresh pages are a good part of the time, and with large pages
+(THP_MEM_ALLOC_ENABLE=1, which torch reads).
+
+`limit_seconds` is how often the map itself must be read or written (2 times forward, 5 times with the way back) over
+the speed at which this machine copies such a map, `of_limit` the share of the time that this is. `extra_mib` is by how
+much the process grows at most, result included.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+import statistics
+import sys
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
-from _alternate import alternate, print_ratios
+from _alternate import print_ratios
+from _released import ReleasedLocalContextNorm, ReleasedSwitchNorm
+from _workers import Job, Workers, serve
 from torch import Tensor, nn
 
-from geonorm.norms import GroupNorm, LocalContextNorm, SwitchableNorm
+from geonorm.norms import GroupNorm, LocalContextNorm, SwitchableNorm, compiled
 
 SHAPES = ((4, 64, 256, 256), (1, 32, 1024, 1024))
 GROUP_SIZE = 4
-ROUNDS = 7
+PASSES = {"forward": 2, "forward+backward": 5}
+PAGES = {"of the system": "0", "large": "1"}
 
 
 def main() -> None:
-    """Print one JSON line per shape, direction and norm."""
-    torch.set_num_threads(1)
-    for shape in SHAPES:
-        channels = shape[1]
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        layers: dict[str, nn.Module] = {
-            "torch_GroupNorm": nn.GroupNorm(channels // GROUP_SIZE, channels),
-            "GroupNorm": GroupNorm(channels, group_size=GROUP_SIZE),
-            "SwitchableNorm": SwitchableNorm(channels),
-            "LocalContextNorm_31": LocalContextNorm(channels, window_cells=31, group_size=GROUP_SIZE),
-            "LocalContextNorm_91": LocalContextNorm(channels, window_cells=91, group_size=GROUP_SIZE),
-        }
-        for direction, run in (("forward", forward), ("forward+backward", forward_backward)):
-            ways: dict[str, Callable[[], object]] = {name: partial(run, layer, x) for name, layer in layers.items()}
-            seconds = alternate(ways, rounds=ROUNDS)
-            print_ratios(seconds, to="torch_GroupNorm", benchmark="norm_layer", shape=shape, direction=direction)
+    """Print one JSON line for each kind of pages, shape, direction and norm."""
+    case = _parse(sys.argv[1:])
+    torch.set_num_threads(case.threads)
+    if case.worker is not None:
+        serve(partial(_run, case.worker))
+        return
+    names = ["torch_GN", "torch_BN", "GN", "SN", "SN_released", *(f"LCN_{window}" for window in case.windows)]
+    names += [f"LCN_plain_torch_{case.windows[0]}", f"LCN_released_{case.windows[0]}"]
+    wanted = [name for name in names if name == "torch_GN" or not case.norms or name.startswith(tuple(case.norms))]
+    for pages, value in PAGES.items():
+        env = {**os.environ, "THP_MEM_ALLOC_ENABLE": value} if value == "1" else os.environ
+        workers = Workers(wanted, script=__file__, words=["--threads", str(case.threads)], env=env)
+        for index, shape in enumerate(SHAPES):
+            copying = _copy_seconds(_input(index))
+            for direction, passes in PASSES.items():
+                turns = workers.alternate((index, direction), rounds=case.rounds)
+                print_ratios(
+                    {name: [turn.seconds for turn in values] for name, values in turns.items()},
+                    {
+                        name: round(statistics.median(turn.extra_mib for turn in values), 1)
+                        for name, values in turns.items()
+                    },
+                    to="torch_GN",
+                    benchmark="norm_layer",
+                    shape=shape,
+                    direction=direction,
+                    pages=pages,
+                    limit_seconds=round(passes / 2 * copying, 4),
+                )
+        workers.close()
 
 
-@torch.no_grad()
-def forward(layer: nn.Module, x: Tensor) -> None:
-    """Run the layer."""
-    layer(x)
+@cache
+def _layer(name: str, channels: int) -> nn.Module:
+    kind, _, window = name.rpartition("_") if name[-1].isdigit() else (name, "", "31")
+    cells = int(window)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "torch_GN": lambda: nn.GroupNorm(channels // GROUP_SIZE, channels),
+        "torch_BN": lambda: nn.BatchNorm2d(channels),
+        "GN": lambda: GroupNorm(channels, group_size=GROUP_SIZE),
+        "SN": lambda: SwitchableNorm(channels),
+        "SN_released": lambda: ReleasedSwitchNorm(channels),
+        "LCN": lambda: LocalContextNorm(channels, window_cells=cells, group_size=GROUP_SIZE),
+        "LCN_plain_torch": lambda: LocalContextNorm(channels, window_cells=cells, group_size=GROUP_SIZE),
+        "LCN_released": lambda: ReleasedLocalContextNorm(channels, window=cells, group_size=GROUP_SIZE),
+    }
+    return makers[kind]()
 
 
-def forward_backward(layer: nn.Module, x: Tensor) -> None:
-    """Run the layer, and back from the sum of its output weighted by its input."""
+@cache
+def _input(shape: int) -> Tensor:
+    return torch.randn(SHAPES[shape], generator=torch.Generator().manual_seed(0))
+
+
+def _run(name: str, job: Job) -> Tensor:
+    """Run a layer, and back with its input for the gradient of its output if that is asked for."""
+    x, direction = _input(int(job[0])), job[1]
+    layer = _layer(name, x.shape[1])
+    if "plain_torch" in name:
+        with compiled.plain_torch():
+            return _run_layer(layer, x, direction == "forward")
+    if isinstance(layer, ReleasedLocalContextNorm):  # it writes to its input
+        return _run_layer(layer, x.clone(), direction == "forward")
+    return _run_layer(layer, x, direction == "forward")
+
+
+def _run_layer(layer: nn.Module, x: Tensor, forward: bool) -> Tensor:
+    if forward:
+        with torch.no_grad():
+            return layer(x)
     leaf = x.detach().requires_grad_()
-    (layer(leaf) * x).sum().backward()
+    # The released layer may not write to a leaf.
+    y = layer(leaf * 1 if isinstance(layer, ReleasedLocalContextNorm) else leaf)
+    (grad,) = torch.autograd.grad(y, leaf, x)
+    return grad
+
+
+def _copy_seconds(x: Tensor) -> float:
+    """Return the CPU seconds of a copy into memory that is there already, the best of several."""
+    there = x.clone()
+    best = float("inf")
+    for _ in range(9):
+        began = time.process_time()
+        there.copy_(x)
+        best = min(best, time.process_time() - began)
+    return best
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, nargs="+", default=[31, 91, 227])
+    parser.add_argument("--norms", nargs="+", help="only those whose names begin so")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
