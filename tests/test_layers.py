@@ -49,7 +49,7 @@ MAY_OPEN_RASTERS = frozenset(
 NOT_INSTALLED = frozenset({"benchmarks", "data_scripts", "tests"})
 NORMS_MAY_USE = frozenset({"torch"}) | sys.stdlib_module_names
 COMPILERS = frozenset({"numba", "numpy"})
-MAY_COMPILE = frozenset({"geonorm/norms/compiled.py", "geonorm/norms/loops.py"})
+MAY_COMPILE = frozenset(f"geonorm/norms/{name}.py" for name in ("compiled", "loops", "plane_loops"))
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "geonorm").rglob("*.py"))

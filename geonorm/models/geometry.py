@@ -343,7 +343,7 @@ def _writes_into_a_part(func: Any, output: Tensor) -> bool:
     return func._schema.is_mutable and output.untyped_storage().nbytes() > output.numel() * output.element_size()
 
 
-STATISTICS = {"native_group_norm", "native_layer_norm", "var_mean", "mean", "native_batch_norm"}
+STATISTICS = {"native_group_norm", "native_layer_norm", "var_mean", "mean", "native_batch_norm", "plane_moments"}
 """Operators that a module stands for: the module's name says enough."""
 
 
@@ -411,6 +411,11 @@ def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any)
         # A map that comes from nowhere, such as a ramp, knows where in the tile a pixel lies.
         if trace.reach_of(value) is None and max(value.shape[-2:], default=1) > 1:
             raise _SeesEverythingError
+    return _union(sources)
+
+
+def _plane_affine(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
+    """One affine map per channel; where its numbers come from is the matter of other operators."""
     return _union(sources)
 
 
@@ -603,5 +608,6 @@ RULES: dict[Any, Callable[..., Reach | None]] = {
     aten.replication_pad2d: _pad,
     torch.ops.geonorm.local_context_norm: _local_context_norm,
     torch.ops.geonorm.local_statistics: _local_context_norm,
+    torch.ops.geonorm.plane_affine: _plane_affine,
 }
 """Operator -> rule. What is not here is unbounded."""

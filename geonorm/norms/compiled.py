@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,14 @@ def loops_for(x: Tensor) -> ModuleType | None:
     """Return the compiled loops if they take this tensor: on the CPU, up to float32; else None."""
     if not _enabled or x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() == 0:
         return None
-    return _loops()
+    return _loops("geonorm.norms.loops")
+
+
+def plane_loops_for(x: Tensor) -> ModuleType | None:
+    """Return the compiled loops over whole planes if they take this tensor: float32 on the CPU; else None."""
+    if not _enabled or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return None
+    return _loops("geonorm.norms.plane_loops")
 
 
 @contextmanager
@@ -50,22 +58,31 @@ def plain_torch() -> Iterator[None]:
 
 
 @cache
-def _loops() -> ModuleType | None:
+def _loops(name: str) -> ModuleType | None:
+    error = _find_fault()
+    return None if error is not None else _import_loops(name)
+
+
+@cache
+def _find_fault() -> Exception | None:
+    """Return what keeps the loops from being used, and warn of it once."""
     try:
-        return _import_loops()
+        _import_loops("geonorm.norms.loops")
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            "Local Context Norm is computed in plain torch, about four times slower, because numba cannot be used: "
-            f"{error}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain torch without this line.",
+            "Local Context Norm and Switchable Norm are computed in plain torch, about four times slower, because "
+            f"numba cannot be used: {error}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain "
+            "torch without this line.",
             GeonormWarning,
             stacklevel=2,
         )
-        return None
+        return error
+    return None
 
 
-def _import_loops() -> ModuleType:
+def _import_loops(name: str) -> ModuleType:
     try:
-        return importlib.import_module("geonorm.norms.loops")
+        return importlib.import_module(name)
     except RuntimeError as error:
         # Neither beside the source nor in the user's home can numba write what it compiled.
         if "cannot cache" not in str(error):
@@ -73,7 +90,7 @@ def _import_loops() -> ModuleType:
         import numba
 
         numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]
-        return importlib.import_module("geonorm.norms.loops")
+        return importlib.import_module(name)
 
 
 @cache
@@ -98,9 +115,9 @@ def forward(
     num, channels, height, width = x.shape
     num_groups = channels // group_size
     normalizes = keep != loops.MEAN_AND_VAR
-    y = _in_large_pages(torch.empty_like(x)) if normalizes else x.new_empty(0)
+    y = in_large_pages(torch.empty_like(x)) if normalizes else x.new_empty(0)
     kept = (num, num_groups, height, width) if keep != loops.NOTHING else (0, 0, 0, 0)
-    mean, spread = (_in_large_pages(x.new_empty(kept, dtype=torch.float32)) for _ in range(2))
+    mean, spread = (in_large_pages(x.new_empty(kept, dtype=torch.float32)) for _ in range(2))
     rows, cols = _axes(window, border, height, width)
     weights, biases = (values.detach().float().reshape(num_groups, group_size) for values in (weight, bias))
 
@@ -137,7 +154,7 @@ def backward(
     """Return the gradients of ``x``, ``weight`` and ``bias``, as `loops.backward` computes them."""
     _, channels, height, width = x.shape
     num_groups = channels // group_size
-    grad_x = _in_large_pages(torch.empty_like(x))
+    grad_x = in_large_pages(torch.empty_like(x))
     grad_weight, grad_bias = (torch.zeros(num_groups, group_size, dtype=torch.float64) for _ in range(2))
     rows, cols = _axes(window, border, height, width)
     weights = weight.detach().float().reshape(num_groups, group_size)
@@ -201,15 +218,31 @@ def _share_out(
     work: Callable[[tuple[int, int, int, int]], None], num_maps: int, height: int | None, *, values: int
 ) -> None:
     """Do all maps, spread over torch's number of threads: by maps, or by rows where these are few."""
-    threads = min(torch.get_num_threads(), max(1, values // VALUES_PER_THREAD))
+    threads = _threads(values)
     strips = 1 if height is None or num_maps >= 2 * threads else min(height, threads)
     rows = _cuts(height or 0, strips)
     maps = _cuts(num_maps, 1 if strips > 1 else threads)
     parts = [(*some, *rows_of) for some in maps for rows_of in rows]
-    waiting = [_pool(threads - 1).submit(work, part) for part in parts[1:]]
+    _run(work, parts)
+
+
+def share_out_planes(work: Callable[[tuple[int, int]], None], planes: int, *, values: int) -> None:
+    """Do all planes, spread over torch's number of threads."""
+    _run(work, _cuts(planes, _threads(values)))
+
+
+Part = TypeVar("Part")
+
+
+def _run(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
+    waiting = [_pool(len(parts) - 1).submit(work, part) for part in parts[1:]]
     work(parts[0])
     for part in waiting:
         part.result()
+
+
+def _threads(values: int) -> int:
+    return min(torch.get_num_threads(), max(1, values // VALUES_PER_THREAD))
 
 
 def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
@@ -224,7 +257,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="geonorm-loops")
 
 
-def _in_large_pages(values: Tensor) -> Tensor:
+def in_large_pages(values: Tensor) -> Tensor:
     """Ask for large pages before a tensor is first written to, where the system has them; return it.
 
     Fresh memory costs a fault for each page: for a map of 64 MiB three times what GroupNorm computes in it.

@@ -24,7 +24,7 @@ Integers: TypeAlias = NDArray[np.int64]
 NOTHING, MEAN_AND_RSTD, MEAN_AND_VAR = range(3)
 """What `forward` keeps of the statistics."""
 
-ROW_VALUES = 1024
+ROW_VALUES = 2048
 """Values in a step of the loops: enough to hide what a call costs, few enough for the fastest cache."""
 
 compiled = njit(nogil=True, cache=True, error_model="numpy")

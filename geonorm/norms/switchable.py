@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
+from geonorm.norms.compiled import plane_loops_for
 from geonorm.norms.group import check_group_size
 from geonorm.norms.local_context import Border, local_statistics, window_in_cells
+from geonorm.norms.planes import plane_affine, with_moments
 from geonorm.norms.synchronized import batch_moments, move_running
 
 Normalizer = Literal["IN", "LN", "BN", "GN", "LCN"]
@@ -149,22 +151,42 @@ class SwitchableNorm(Norm):
             self._note_one_cell()
         wide = wide_dtype(x.dtype)
         values = x.to(wide)
-        members = self._statistics(values)
+        fused = self._is_fused(values)
+        if fused:
+            values = values.contiguous()
+        values, members = self._statistics(values, fused=fused)
         for_mean, for_var = self.chosen
         mean = _mixed({k: members[k][0] for k in for_mean}, self.pool, self.mean_ratios().to(wide), values)
         var = _mixed({k: members[k][1] for k in for_var}, self.pool, self.var_ratios().to(wide), values)
         scale = torch.rsqrt(var + self.eps) * self.weight.to(wide)[:, None, None]
-        y = (values - mean) * scale + self.bias.to(wide)[:, None, None]
+        bias = self.bias.to(wide)[:, None, None]
+        if fused:
+            y = plane_affine(values, *(part.expand(*x.shape[:2], 1, 1)[..., 0, 0] for part in (mean, scale, bias)))
+        else:
+            y = (values - mean) * scale + bias
         return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
-    def _statistics(self, x: Tensor) -> dict[str, Statistics]:
-        """Return mean and variance of every member that is used."""
+    def _is_fused(self, x: Tensor) -> bool:
+        """Return whether everything is one number per channel and sample, and the compiled loops take it.
+
+        torch.compile makes as good ones of plain torch, which it can see through.
+        """
+        used = {*self.chosen[0], *self.chosen[1]}
+        if "LCN" in used or self.compat is not None or torch.compiler.is_compiling():
+            return False
+        return plane_loops_for(x) is not None
+
+    def _statistics(self, x: Tensor, *, fused: bool) -> tuple[Tensor, dict[str, Statistics]]:
+        """Return x, and mean and variance of every member that is used."""
         used = {*self.chosen[0], *self.chosen[1]}
         members: dict[str, Statistics] = {}
         if used & {"IN", "LN", "GN"} or ("BN" in used and self.training):
-            # Statistics of a contiguous copy: torch's reduction over channels_last maps loses accuracy.
-            correction = 1 if self.compat == "authors" else 0
-            var_in, mean_in = torch.var_mean(x.contiguous(), dim=(2, 3), correction=correction)
+            if fused:
+                x, mean_in, var_in = with_moments(x)
+            else:
+                # Statistics of a contiguous copy: torch's reduction over channels_last maps loses accuracy.
+                correction = 1 if self.compat == "authors" else 0
+                var_in, mean_in = torch.var_mean(x.contiguous(), dim=(2, 3), correction=correction)
             if "IN" in used:
                 members["IN"] = _planes(mean_in, var_in)
             if "LN" in used:
@@ -178,7 +200,7 @@ class SwitchableNorm(Norm):
         if "LCN" in used and self.window is not None:
             mean, var = local_statistics(x, self.group_size, list(self.window), self.border)
             members["LCN"] = _per_channel(mean, self.group_size), _per_channel(var, self.group_size)
-        return members
+        return x, members
 
     def _batch_statistics(self, mean_in: Tensor, var_in: Tensor, cells: int) -> Statistics:
         mean, var, _ = batch_moments(mean_in, var_in, cells=cells, synchronized=self.synchronized)

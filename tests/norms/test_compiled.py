@@ -1,7 +1,8 @@
-"""The compiled loops of Local Context Norm beside plain torch, and what happens where they cannot be had."""
+"""The compiled loops beside plain torch, and what happens where they cannot be had."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import multiprocessing
 import subprocess
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geonorm.errors import GeonormWarning
-from geonorm.norms import LocalContextNorm, compiled
+from geonorm.norms import LocalContextNorm, SwitchableNorm, compiled
 from geonorm.norms.local_context import local_context_norm, local_statistics
+from geonorm.norms.planes import plane_affine, plane_moments
+from geonorm.norms.switchable import Normalizer
 from tests.norms import oracles
 from tests.norms.maps import random_map, relative_rms, with_random_state
 
@@ -158,9 +161,11 @@ def test_the_operator_is_well_behaved(keep: bool) -> None:
 @pytest.fixture
 def fresh_loops() -> Iterator[None]:
     """Look for the loops anew, in the test and after it."""
-    compiled._loops.cache_clear()
+    for cached in (compiled._loops, compiled._find_fault):
+        cached.cache_clear()
     yield
-    compiled._loops.cache_clear()
+    for cached in (compiled._loops, compiled._find_fault):
+        cached.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_loops")
@@ -203,7 +208,7 @@ def test_where_nothing_can_be_written_it_compiles_for_this_process_alone() -> No
         "    locator.ensure_cache_path = ensure\n"
         "from geonorm.norms import LocalContextNorm, compiled\n"
         "LocalContextNorm(4, window_cells=3)(torch.rand(1, 4, 9, 9))\n"
-        "print(compiled._loops().__name__, compiled._scratch_folder().name)\n"
+        "print(compiled.loops_for(torch.rand(1, 4, 9, 9)).__name__, compiled._scratch_folder().name)\n"
     )
 
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
@@ -260,3 +265,74 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     torch.set_num_threads(before)
 
     assert answer == expected
+
+
+# --- whole planes -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    pool=st.sampled_from([("IN", "LN", "BN"), ("IN",), ("LN", "GN"), ("BN",), ("BN", "GN")]),
+    samples=st.integers(1, 3),
+    size=st.tuples(st.integers(2, 40), st.integers(1, 40)),
+    selection=st.sampled_from(["soft", "hard"]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
+    training=st.booleans(),
+    threads=st.sampled_from([1, 2, 5]),
+)
+@pytest.mark.usefixtures("monkeypatch_values_per_thread")
+def test_switchable_norm_in_loops_computes_what_plain_torch_computes(
+    pool: tuple[Normalizer, ...],
+    samples: int,
+    size: tuple[int, int],
+    selection: Literal["soft", "hard"],
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+    training: bool,
+    threads: int,
+) -> None:
+    layer = with_random_state(SwitchableNorm(8, pool=pool, group_size=2)).train(training)
+    layer.select(selection)
+    other = copy.deepcopy(layer)
+    x = random_map(samples, 8, *size, mean=2).to(dtype).contiguous(memory_format=memory_format)
+    upstream = random_map(samples, 8, *size, seed=3).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    got = results(layer, x, upstream)
+    with compiled.plain_torch():
+        expected = results(other, x, upstream)
+
+    torch.set_num_threads(before)
+    step = torch.finfo(dtype).eps
+    for one, another in zip(got, expected, strict=True):
+        scale = max(1.0, float(another.abs().max()))
+        torch.testing.assert_close(one / scale, another / scale, rtol=4 * step, atol=max(1e-4, 4 * step))
+
+
+def results(layer: SwitchableNorm, x: Tensor, upstream: Tensor) -> list[Tensor]:
+    """Return the normalized map, all gradients, and the running statistics."""
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    learning = [leaf, *(value for value in layer.parameters() if value.requires_grad)]
+    return [y.detach(), *torch.autograd.grad(y, learning, upstream), *layer.buffers()]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_the_operators_on_planes_are_well_behaved() -> None:
+    x = random_map(2, 4, 9, 7).requires_grad_()
+    mean, scale, bias = (torch.rand(2, 4).requires_grad_() for _ in range(3))
+
+    torch.library.opcheck(plane_affine, (x, mean, scale, bias))
+    torch.library.opcheck(plane_moments, (x.detach(),))
+
+
+def test_statistics_of_a_plane_are_exact_at_a_large_mean() -> None:
+    x = random_map(2, 4, 300, 500, mean=1000)
+
+    mean, var = plane_moments(x)
+
+    exact_var, exact_mean = torch.var_mean(x.double(), dim=(2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-7, atol=0)
+    torch.testing.assert_close(var.double(), exact_var, rtol=1e-6, atol=0)
