@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from geonorm.cli.options import as_device
+from geonorm.cli.options import add_reading, add_trust, as_device
 from geonorm.errors import InvalidConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of geonorm fit")
-    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+    add_trust(parser)
     reach = parser.add_argument_group("reach", "measure on rasters how far the network really sees")
     reach.add_argument("--reach", default=None, metavar="OUT_DIR", help="folder for the report; needs --sources")
     reach.add_argument("--sources", nargs="+", default=(), help="rasters, or folders of them, to measure on")
@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reach.add_argument(
         "--halos_px", type=int, nargs="+", default=None, help="halos to try; else some up to the exact one"
     )
-    reach.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
-    reach.add_argument(
-        "--nodata_rule",
-        choices=("all", "any"),
-        default="all",
-        help="no data where all or any of the bands have none",
-    )
+    add_reading(reach)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from geonorm.cli.options import as_device
+from geonorm.cli.options import add_trust, as_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", default=None, help="JSON file for the figures; else TARGET.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from geonorm.errors import InvalidConfigError
 
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
-def add_tiling(parser: argparse.ArgumentParser) -> None:
+
+def add_tiling(parser: Options) -> None:
     """Add how a raster is cut into tiles and what computes them."""
     parser.add_argument("--halo", default="auto", help="pixels read beyond the core: auto, exact, measured or a number")
     parser.add_argument(
@@ -20,6 +22,12 @@ def add_tiling(parser: argparse.ArgumentParser) -> None:
         help="move the tile grid",
     )
     parser.add_argument("--batch_size", type=int, default=1, help="tiles per network call")
+    add_reading(parser)
+    add_trust(parser)
+
+
+def add_reading(parser: Options) -> None:
+    """Add what computes, and which pixels have no data."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the GPU if there is one")
     parser.add_argument(
         "--nodata_rule",
@@ -27,6 +35,10 @@ def add_tiling(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="no data where all or any of the bands have none",
     )
+
+
+def add_trust(parser: Options) -> None:
+    """Add whether networks of any module are made."""
     parser.add_argument(
         "--trust",
         action="store_true",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from geonorm.cli.options import add_trust
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="+", default=(), metavar="OTHER", help="runs of the same layers to hold against the first"
     )
-    parser.add_argument("--trust", action="store_true", help="make networks of any module the checkpoint names")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:

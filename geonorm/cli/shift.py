@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> None:
     from geonorm.errors import InvalidConfigError
     from geonorm.evaluation import shift_consistency
     from geonorm.evaluation.consistency_words import headline
-    from geonorm.evaluation.shift import named_checkpoints
     from geonorm.evaluation.shift_tables import table
+    from geonorm.evaluation.subjects import named_checkpoints
 
     crops = [as_numbers(text, option="--crops_px") for text in options.crops_px]
     wrong = [text for text, crop in zip(options.crops_px, crops, strict=True) if len(crop) != 2]

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from geonorm import __version__
 from geonorm.errors import InvalidConfigError, TargetExistsError
-from geonorm.evaluation.shift import check_shifts, paired
+from geonorm.evaluation.shift import check_shifts
 from geonorm.evaluation.shift_tables import in_columns
+from geonorm.evaluation.subjects import paired
 from geonorm.evaluation.windows import (
     STEADY_PERCENT,
     WHOLE_PIXELS,

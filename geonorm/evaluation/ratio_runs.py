@@ -9,7 +9,7 @@ from pathlib import Path
 
 from geonorm.errors import CheckpointError, InvalidConfigError
 from geonorm.evaluation.ratios import Layer, parts_of
-from geonorm.evaluation.shift import short_names
+from geonorm.evaluation.subjects import short_names
 from geonorm.models.receptive import norm_maps
 from geonorm.tasks.checkpoint import load_model
 from geonorm.tasks.ratio_log import FILE_NAME, LayerRatios, Snapshot, ratios_of, read_ratio_log

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,17 +12,17 @@ from typing import Any, Literal, get_args
 from tqdm import tqdm
 
 from geonorm import __version__
-from geonorm.data.inria import find_pairs
 from geonorm.data.labels import BUILDINGS, LabelRules, open_labels
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError, name_some
-from geonorm.evaluation.comparison_runs import newest_checkpoint
 from geonorm.evaluation.consistency_page import write_consistency_page
 from geonorm.evaluation.grids import Way
 from geonorm.evaluation.places import scenes_of
 from geonorm.evaluation.shift_maps import Report
-from geonorm.evaluation.shift_run import Measuring, Subject, check_settings, measure
+from geonorm.evaluation.shift_run import measure
+from geonorm.evaluation.shift_settings import Measuring, Subject, check_settings
 from geonorm.evaluation.shift_tables import as_csv, as_markdown
+from geonorm.evaluation.subjects import File, by_name, paired, short_names
 from geonorm.files import make_folder, only_one, write_text
 from geonorm.inference.halo import Halo
 from geonorm.inference.options import check_batch_size
@@ -35,7 +33,6 @@ from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan
 
-File = str | os.PathLike[str]
 Measure = Literal["moves", "cores", "crops", "whole", "neighbours", "corners", "train"]
 
 FORMAT = 2
@@ -124,15 +121,15 @@ def shift_consistency(
         check_shifts(shifts_px, core_px)
     shifts_px = list(dict.fromkeys(shifts_px))
     check_batch_size(batch_size)
-    named = _named(checkpoints)
+    named = by_name(checkpoints)
     names = list(named)
     models = [one if isinstance(one, TrainedModel) else load_model(one, trust=trust) for one in named.values()]
     _check_classes(dict(zip(names, models, strict=True)))
     tta = list(dict.fromkeys(tta))
     pairs = paired(sources, labels)
-    rules = [_rules(model.spec, label_values, ignored_values) for model in models]
-    for model, rule in zip(models, rules, strict=True):
-        _check_model(model, pairs, rule, cores_px=[core_px, *cores_px], tta=tta, nodata_rule=nodata_rule)
+    rules = _rules(models[0].spec, label_values, ignored_values)
+    for model in models:
+        _check_model(model, pairs, rules, cores_px=[core_px, *cores_px], tta=tta, nodata_rule=nodata_rule)
     folder = make_folder(out_dir)
     places = short_names([source for source, _ in pairs])
     report: Report = {
@@ -152,37 +149,34 @@ def shift_consistency(
         },
         "runs": [],
     }
+    how = Measuring(
+        core_px=core_px,
+        halo=halo,
+        grid_offset_px=grid_offset_px,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        nodata_rule=nodata_rule,
+        rules=rules,
+        progress=progress,
+    )
     chosen = [
-        (model, rule, (name, place, one), pair)
+        (model, (name, place, one), pair)
         for pair, place in zip(pairs, places, strict=True)
-        for model, name, rule in zip(models, names, rules, strict=True)
+        for model, name in zip(models, names, strict=True)
         for one in tta
     ]
-    folders = _folders([parts for _, _, parts, _ in chosen])
-    work = [
-        (
-            _subject(model, parts, pair, folder / own),
-            Measuring(
-                core_px=core_px,
-                halo=halo,
-                grid_offset_px=grid_offset_px,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                nodata_rule=nodata_rule,
-                rules=rule,
-                progress=progress,
-            ),
-        )
-        for (model, rule, parts, pair), own in zip(chosen, folders, strict=True)
+    folders = _folders([parts for _, parts, _ in chosen])
+    subjects = [
+        _subject(model, parts, pair, folder / own) for (model, parts, pair), own in zip(chosen, folders, strict=True)
     ]
     with only_one(folder):
         if restart:
-            for subject, _ in work:
+            for subject in subjects:
                 shutil.rmtree(subject.folder, ignore_errors=True)
-        for subject, how in work:
+        for subject in subjects:
             check_settings(subject, how)
-        for subject, how in tqdm(work, unit="run", desc="measuring", disable=not progress or len(work) < 2):
+        for subject in tqdm(subjects, unit="run", desc="measuring", disable=not progress or len(subjects) < 2):
             ways = ways_of(subject, measures=measures, shifts_px=shifts_px, cores_px=cores_px, crops_px=crops_px)
             corners = "corners" in measures and subject.tta == "none"
             report["runs"].append(measure(subject, ways, corners=corners, how=how))
@@ -221,51 +215,6 @@ def _folders(parts: Sequence[tuple[str, str, str]]) -> list[str]:
     return names
 
 
-def named_checkpoints(words: Sequence[str]) -> dict[str, str]:
-    """Return checkpoints by the names they are to have in a report.
-
-    Args:
-        words: Checkpoints, ``NAME=CHECKPOINT``, or folders of `geonorm.evaluation.compare`, which stand for the last
-            checkpoint of each norm's first seed.
-
-    Raises:
-        InvalidConfigError: A folder without trainings, or a name that is given twice.
-    """
-    plain = [word for word in words if not Path(word).is_dir() and ("=" not in word or Path(word).exists())]
-    names = dict(zip(plain, short_names(plain), strict=True))
-    found: list[tuple[str, str]] = []
-    for word in words:
-        if word in names:
-            found.append((names[word], word))
-        elif Path(word).is_dir():
-            done = sorted(Path(word).glob("runs/*/seed_*/trained"), key=lambda path: int(path.parent.name[5:]))
-            trained = {path.parent.parent.name: path for path in reversed(done)}
-            if not trained:
-                raise InvalidConfigError(
-                    f"{word} is a folder, but holds no training of geonorm compare (runs/NORM/seed_N). Name a "
-                    "checkpoint, or the folder that geonorm compare wrote."
-                )
-            for name, path in sorted(trained.items()):
-                checkpoint = newest_checkpoint(path.parent, "last")
-                found += [] if checkpoint is None else [(name, str(checkpoint))]
-        else:
-            name, _, path_given = word.partition("=")
-            found.append((name, path_given))
-    doubles = [name for name, times in Counter(name for name, _ in found).items() if times > 1]
-    if doubles:
-        raise InvalidConfigError(f"two checkpoints are called {doubles[0]}. Give them names: NAME=CHECKPOINT.")
-    return dict(found)
-
-
-def _named(
-    checkpoints: Sequence[File | TrainedModel] | Mapping[str, File | TrainedModel],
-) -> dict[str, File | TrainedModel]:
-    if isinstance(checkpoints, Mapping):
-        return dict(checkpoints)
-    paths = [one.name if isinstance(one, TrainedModel) else os.fspath(one) for one in checkpoints]
-    return dict(zip(short_names(paths), checkpoints, strict=True))
-
-
 def ways_of(
     subject: Subject,
     *,
@@ -274,45 +223,21 @@ def ways_of(
     cores_px: Sequence[int],
     crops_px: Sequence[tuple[int, int]],
 ) -> list[Way]:
-    """Return in which ways a raster is labelled beside the grid at rest."""
+    """Return in which ways a raster is labelled beside the grid at rest; without cores or crops, not by these."""
     stride_px = subject.model.geometry.stride_px
     ways: list[Way] = []
     if "moves" in measures:
         moved = [Way(kind="unaligned" if shift % stride_px else "aligned", by_px=shift) for shift in shifts_px]
         ways += sorted(moved, key=lambda way: way.kind)
-    if "cores" in measures:
-        ways += [Way(kind="core", by_px=side) for side in cores_px]
+    ways += [Way(kind="core", by_px=side) for side in cores_px]
     if "whole" in measures:
         ways.append(Way(kind="whole"))
-    if "crops" in measures:
-        ways += [Way(kind="crop", by_px=(rows, cols)) for rows, cols in crops_px]
+    ways += [Way(kind="crop", by_px=(rows, cols)) for rows, cols in crops_px]
     if "neighbours" in measures:
         ways.append(Way(kind="neighbour"))
     if "train" in measures and subject.tta == "none":
         ways.append(Way(kind="train"))
     return ways
-
-
-def paired(sources: Sequence[File], labels: Sequence[File]) -> list[tuple[str, str | None]]:
-    """Return every source with its labels, if there are any; folders bring theirs along.
-
-    Raises:
-        InvalidConfigError: Folders beside files, or labels that are not one for each source.
-    """
-    folders = [source for source in sources if Path(source).is_dir()]
-    if folders:
-        if labels or len(folders) < len(sources):
-            raise InvalidConfigError(
-                f"{os.fspath(folders[0])} is a folder, which brings its labels along (images/ and gt/). Give folders "
-                "alone, or rasters and, if there are any, their labels."
-            )
-        return [(pair.image, pair.labels) for folder in folders for pair in find_pairs(Path(folder))]
-    if labels and len(labels) != len(sources):
-        raise InvalidConfigError(
-            f"labels need one raster for each source, in the same order, got {len(labels)} for {len(sources)}."
-        )
-    truths: list[str | None] = [os.fspath(truth) for truth in labels] or [None] * len(sources)
-    return [(os.fspath(source), truth) for source, truth in zip(sources, truths, strict=True)]
 
 
 def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
@@ -321,19 +246,6 @@ def check_shifts(shifts_px: Sequence[int], core_px: int) -> None:
     if not shifts_px or idle:
         problem = f"{idle[0]} px leaves a grid of {core_px}-px cores where it is" if idle else "none was given"
         raise InvalidConfigError(f"shifts_px must move the grid: {problem}. Try {core_px // 4} and 3.")
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each checkpoint: the folders and file names in which their paths differ."""
-    parts = [Path(path or "model").with_suffix("").parts[::-1] for path in paths]
-    if len(parts) < 2:
-        return [path[0] for path in parts]
-    differing = [at for at in range(min(map(len, parts))) if len({path[at] for path in parts}) > 1]
-    for most in range(1, len(differing) + 1):
-        names = ["-".join(path[at] for at in reversed(differing[:most])) for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path[0]}-{number}" for number, path in enumerate(parts, start=1)]
 
 
 def _plain_name(text: str) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geonorm import __version__
-from geonorm.data.labels import LabelRules, OpenLabels, open_labels
+from geonorm.data.labels import OpenLabels, open_labels
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError, one_line
+from geonorm.errors import GeonormError, GeonormWarning, one_line
 from geonorm.evaluation.grids import Way, borders_of, cut_reach_px, rows_of
 from geonorm.evaluation.measures import (
     Curve,
@@ -39,59 +36,25 @@ from geonorm.evaluation.measures import (
 )
 from geonorm.evaluation.resting import Resting, at_rest, blocks_of
 from geonorm.evaluation.shift_maps import CORNERS, Report, measured_corners, writing_way
+from geonorm.evaluation.shift_settings import Measuring, Subject
 from geonorm.files import check_space, size_in_words, write_text
 from geonorm.inference.activations import activations
-from geonorm.inference.halo import Halo, HaloChoice
+from geonorm.inference.halo import HaloChoice
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.memory import available_memory
 from geonorm.inference.outputs import labels_layer
 from geonorm.inference.views import Views
-from geonorm.models.predictor import Precision
 from geonorm.models.rescale import rescale_of
-from geonorm.raster.read import NodataRule, Reader, is_local, open_raster
+from geonorm.raster.read import Reader, open_raster
 from geonorm.raster.rows import writing_rows
 from geonorm.raster.window import Window
-from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tasks.scores import confusion, iou_of
 
-SETTINGS_FILE = "run.json"
 REST, TRUTH, HALO = "rest", "truth", "halo"
 SPREAD_OVER = ("aligned", "unaligned", "core", "whole")
 """Ways whose scores are those of the whole raster."""
 WHOLE_SHARE = 1 / 2
 """Of the free memory, what a whole-image pass may take."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measuring:
-    """How rasters are labelled; the same for every network and raster."""
-
-    core_px: int
-    halo: Halo
-    grid_offset_px: tuple[int, int]
-    batch_size: int
-    device: str
-    precision: Precision
-    nodata_rule: NodataRule
-    rules: LabelRules
-    """What the values of true labels mean."""
-    progress: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One network on one raster."""
-
-    model: TrainedModel
-    label: str
-    """Name of the network in the report."""
-    checkpoint: str
-    source: str
-    truth: str | None
-    """Raster or vector file of true labels."""
-    tta: str
-    folder: Path
-    """Where its maps and figures go."""
 
 
 def measure(subject: Subject, ways: Sequence[Way], *, corners: bool, how: Measuring) -> Report:
@@ -157,56 +120,6 @@ def _is_missing(way: Way, job: Job, folder: Path) -> bool:
     return not kept or (way.kind == "whole" and kept["skipped"] is not None and too_large(way, job) is None)
 
 
-def check_settings(subject: Subject, how: Measuring) -> None:
-    """Write down what figures follow from; raise where those that are there followed from something else.
-
-    Raises:
-        InvalidConfigError: They did.
-    """
-    path = subject.folder / SETTINGS_FILE
-    wanted = json.loads(json.dumps(_settings(subject, how), default=str))
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in wanted if there.get(key) != wanted[key]]
-        if differing:
-            key = differing[0]
-            raise InvalidConfigError(
-                f"{subject.folder} holds figures of other settings ({key}: there {there.get(key)!r:.60}, now "
-                f"{wanted[key]!r:.60}). Choose another folder, or --restart to measure anew."
-            )
-    write_text(path, json.dumps(wanted, indent=1) + "\n")
-
-
-def _settings(subject: Subject, how: Measuring) -> dict[str, Any]:
-    weights = hashlib.sha256()
-    for name, value in sorted(subject.model.network.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    files = {
-        name: None if path is None else _fingerprint(path)
-        for name, path in (("source", subject.source), ("labels", subject.truth))
-    }
-    settings = {key: value for key, value in asdict(how).items() if key != "progress"}
-    return {
-        "version": __version__,
-        "weights": weights.hexdigest(),
-        "network": subject.model.network_path,
-        "norm": subject.model.norm_path,
-        "localized_px": subject.model.localized_px,
-        "tta": subject.tta,
-        **files,
-        **settings,
-    }
-
-
-def _fingerprint(path: str) -> list[Any]:
-    """Return what changes with a file; of a file elsewhere, its name."""
-    if not is_local(path):
-        return [path]
-    stat = os.stat(path)
-    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
-
-
 def _opened(subject: Subject, how: Measuring) -> Reader:
     bands = range(1, len(subject.model.spec.bands) + 1)
     return open_raster(subject.source, bands=bands, nodata_rule=how.nodata_rule)
@@ -246,7 +159,7 @@ def _rest_figures(subject: Subject, job: Job, rest: Resting, truth: OpenLabels |
         if truth is not None:
             files["labels"] = f"{subject.folder.name}/{TRUTH}.tif"
             writer = made.enter_context(
-                writing_rows(subject.folder / f"{TRUTH}.tif", labels_layer(job.model.spec), job.reader.grid)
+                writing_rows(subject.folder / f"{TRUTH}.tif", labels_layer(spec), job.reader.grid)
             )
         for block in blocks_of(Window(0, 0, plan.height, plan.width)):
             valid = rest.valid(block)

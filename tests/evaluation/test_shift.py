@@ -24,9 +24,10 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.evaluation import shift_consistency, shift_run
 from geonorm.evaluation.grids import rows_together
 from geonorm.evaluation.neighbours import neighbour_strips
-from geonorm.evaluation.shift import CROPS_PX, MEASURES, named_checkpoints, short_names
+from geonorm.evaluation.shift import CROPS_PX, MEASURES
 from geonorm.evaluation.shift_maps import Report
 from geonorm.evaluation.shift_tables import table
+from geonorm.evaluation.subjects import named_checkpoints, short_names
 from geonorm.files import make_folder, only_one
 from geonorm.inference import predict_raster
 from geonorm.inference.job import as_trained, prepare
