@@ -26,9 +26,6 @@ from geonorm.norms.moments import axis_border
 VALUES_PER_THREAD = 2**16
 """Values below which another thread costs more than it brings."""
 
-CHANNELS_AT_ONCE = 16
-"""Channels copied together where the map is not contiguous float32: a line of the cache in channels_last."""
-
 _enabled = os.environ.get("GEONORM_COMPILED", "1") != "0"
 
 
@@ -121,22 +118,23 @@ def forward(
     rows, cols = _axes(window, border, height, width)
     weights, biases = (values.detach().float().reshape(num_groups, group_size) for values in (weight, bias))
 
-    for index, groups in _blocks(x, group_size):
-        channel = slice(groups.start * group_size, groups.stop * group_size)
-        maps = _maps(x[index, channel], group_size)
-        result = _room(y[index, channel], group_size) if normalizes else x.new_empty((0, 0, 0, 0), dtype=torch.float32)
-        planes = [
-            plane[index, groups].flatten(0, 1) if keep != loops.NOTHING else plane.flatten(0, 1)
-            for plane in (mean, spread)
-        ]
-        arrays = [part.numpy() for part in (maps, result, *planes, weights[groups], biases[groups])]
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    for index in _samples(x, last=last):
+        maps = _maps(x[index], group_size, last=last)
+        result = _room(y[index], maps, last=last) if normalizes else torch.empty(0, 0, 0, 0)
+        planes = [plane[index] if keep != loops.NOTHING else plane for plane in (mean, spread)]
+        planes = planes if last else [plane.flatten(0, 1) for plane in planes]
+        arrays = [part.numpy() for part in (maps, result, *planes, weights, biases)]
+        loop = loops.forward_channels_last if last else loops.forward
 
-        def work(part: tuple[int, int, int, int], arrays: Sequence[object] = arrays) -> None:
-            loops.forward(*arrays, rows, cols, eps, keep, part)
+        def work(
+            part: tuple[int, int, int, int], loop: Callable[..., None] = loop, arrays: Sequence[object] = arrays
+        ) -> None:
+            loop(*arrays, rows, cols, eps, keep, part)
 
         _share_out(work, maps.shape[0], height, values=maps.numel())
-        if normalizes and result.data_ptr() != y[index, channel].data_ptr():
-            y[index, channel] = result.reshape(y[index, channel].shape).to(y.dtype)
+        if normalizes:
+            _put_back(result, y[index], last=last)
     return y, mean, spread
 
 
@@ -159,23 +157,21 @@ def backward(
     rows, cols = _axes(window, border, height, width)
     weights = weight.detach().float().reshape(num_groups, group_size)
 
-    for index, groups in _blocks(x, group_size):
-        channel = slice(groups.start * group_size, groups.stop * group_size)
-        upstream, maps = _maps(grad[index, channel], group_size), _maps(x[index, channel], group_size)
-        result = _room(grad_x[index, channel], group_size)
+    for index in _samples(x):
+        upstream, maps = _maps(grad[index], group_size), _maps(x[index], group_size)
+        result = _room(grad_x[index], maps)
         sums = torch.empty(2, maps.shape[0], group_size, dtype=torch.float64)
-        planes = [plane[index, groups].flatten(0, 1) for plane in (mean, rstd)]
-        arrays = [part.numpy() for part in (upstream, maps, *planes, weights[groups], result, sums[0], sums[1])]
+        planes = [plane[index].flatten(0, 1) for plane in (mean, rstd)]
+        arrays = [part.numpy() for part in (upstream, maps, *planes, weights, result, sums[0], sums[1])]
 
         def work(part: tuple[int, int, int, int], arrays: Sequence[object] = arrays) -> None:
             loops.backward(*arrays, rows, cols, part[:2])
 
         _share_out(work, maps.shape[0], None, values=maps.numel())
-        of_weight, of_bias = sums.unflatten(1, (-1, groups.stop - groups.start)).sum(1)
-        grad_weight[groups] += of_weight
-        grad_bias[groups] += of_bias
-        if result.data_ptr() != grad_x[index, channel].data_ptr():
-            grad_x[index, channel] = result.reshape(grad_x[index, channel].shape).to(x.dtype)
+        of_weight, of_bias = sums.unflatten(1, (-1, num_groups)).sum(1)
+        grad_weight += of_weight
+        grad_bias += of_bias
+        _put_back(result, grad_x[index])
     return grad_x, grad_weight.flatten().to(weight.dtype), grad_bias.flatten().to(weight.dtype)
 
 
@@ -188,30 +184,33 @@ def _axes(window: tuple[int, int], border: str, height: int, width: int) -> tupl
     return rows, cols
 
 
-def _blocks(x: Tensor, group_size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield samples and groups to be worked through together: all, or as many as may be copied at once."""
-    num, channels = x.shape[:2]
-    num_groups = channels // group_size
-    if x.is_contiguous() and x.dtype == torch.float32:
-        yield slice(0, num), slice(0, num_groups)
-        return
-    at_once = max(1, CHANNELS_AT_ONCE // group_size)
-    for sample in range(num):
-        for group in range(0, num_groups, at_once):
-            yield slice(sample, sample + 1), slice(group, min(num_groups, group + at_once))
+def _samples(x: Tensor, *, last: bool = False) -> Iterator[slice]:
+    """Yield samples to be worked through together: all, or one after the other where they have to be copied."""
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    at_once = x.shape[0] if x.dtype == torch.float32 and x.is_contiguous(memory_format=memory_format) else 1
+    for sample in range(0, x.shape[0], at_once):
+        yield slice(sample, sample + at_once)
 
 
-def _maps(x: Tensor, group_size: int) -> Tensor:
-    """Return contiguous float32 maps ``(samples * groups, group_size, H, W)``; a copy where need be."""
+def _maps(x: Tensor, group_size: int, *, last: bool = False) -> Tensor:
+    """Return float32 maps, a copy where need be: ``(samples * groups, group_size, H, W)``, or channels last."""
+    if last:
+        return x.detach().float().permute(0, 2, 3, 1).contiguous()
     return x.detach().float().contiguous().reshape(-1, group_size, *x.shape[2:])
 
 
-def _room(y: Tensor, group_size: int) -> Tensor:
-    """Return ``y`` itself as `_maps` does where that can be written to, else space of that shape."""
-    shape = (-1, group_size, *y.shape[2:])
-    if y.is_contiguous() and y.dtype == torch.float32:
-        return y.view(shape)
-    return torch.empty(y.shape, dtype=torch.float32).view(shape)
+def _room(y: Tensor, maps: Tensor, *, last: bool = False) -> Tensor:
+    """Return ``y`` itself in the shape of the maps where that can be written to, else space of that shape."""
+    values = y.permute(0, 2, 3, 1) if last else y
+    if values.is_contiguous() and y.dtype == torch.float32:
+        return values.view(maps.shape)
+    return torch.empty_like(maps)
+
+
+def _put_back(result: Tensor, y: Tensor, *, last: bool = False) -> None:
+    """Copy a result to where it belongs, unless it was written there."""
+    if result.data_ptr() != y.data_ptr():
+        y.copy_(result.permute(0, 3, 1, 2) if last else result.reshape(y.shape))
 
 
 def _share_out(

@@ -104,7 +104,7 @@ def forward(
                 else:
                     runs[at : at + 2 * pitch] = 0
             fresh = (offsets[0] + begin % sizes[0]) * 2 * pitch
-            _slide_across(ring[fresh : fresh + count * 2 * pitch], runs, stride, across, starts)
+            _slide_across(ring[fresh : fresh + count * 2 * pitch], runs, stride, across, starts, 1)
             _push(ring, 2 * pitch, offsets, sizes, begin, count, starts)
             skipped = max(0, window - 1 - begin)
             if skipped >= count:
@@ -145,6 +145,118 @@ def forward(
                                 weight[group, channel],
                                 bias[group, channel],
                             )
+
+
+@compiled
+def forward_channels_last(
+    x: Floats,
+    y: Floats,
+    mean: Floats,
+    spread: Floats,
+    weight: Floats,
+    bias: Floats,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    eps: float,
+    keep: int,
+    part: tuple[int, int, int, int],
+) -> None:
+    """Do what `forward` does to maps ``(samples, H, W, channels)``: all groups of a row at once, beside each other.
+
+    Args:
+        x: Maps, ``(samples, H, W, channels)``.
+        y: As x; one without rows: nothing is normalized.
+        mean: ``(samples, groups, H, W)``, or any other where nothing is kept.
+        spread: As mean.
+        weight: ``(groups, group_size)``, as is bias.
+        bias: See there.
+        rows: As for `forward`, as are cols, eps and keep.
+        cols: See there.
+        eps: See there.
+        keep: See there.
+        part: First and last but one sample, first and last but one row, to do.
+    """
+    height, width, channels = x.shape[1:]
+    groups, group_size = weight.shape
+    window, cut = rows
+    before = (window - 1) // 2
+    last_start = height - window
+    head = 0 if cols[1] else (cols[0] - 1) // 2
+    span = width + cols[0] - 1 if cols[1] else width
+    slid = span - cols[0] + 1
+    margin = (cols[0] - 1) // 2 if cols[1] else 0
+
+    pitch = _padded(span * groups)
+    step = max(1, ROW_VALUES // (2 * pitch))
+    across = _plan(cols[0])
+    down = _plan(window)
+    runs, stride = _runs(across, 2 * pitch * step, cols[0] * groups)
+    ring, offsets, sizes = _rings(down, window, step, 2 * pitch)
+    out = _aligned(2 * pitch * step)
+    starts = np.empty(max(4, across.shape[0], down.shape[0]), np.int64)
+    share = np.repeat(_share(cols, width, group_size), groups)
+    planes = np.empty((3, width * groups), np.float32)
+    piece = max(1, ROW_VALUES // channels)  # cells normalized together
+    wide = np.empty((5, piece * channels), np.float32)
+    for cell in range(piece):
+        wide[3, cell * channels : (cell + 1) * channels] = weight.ravel()
+        wide[4, cell * channels : (cell + 1) * channels] = bias.ravel()
+
+    first_start = part[2] - before if cut else min(max(part[2] - before, 0), last_start)
+    end_start = part[3] - 1 - before if cut else min(max(part[3] - 1 - before, 0), last_start)
+    num_rows = end_start - first_start + window
+    inside = slice(margin * groups, (margin + width) * groups)
+    lanes = slice(head * groups, (head + slid) * groups)
+
+    for sample in range(part[0], part[1]):
+        for begin in range(0, num_rows, step):
+            count = min(step, num_rows - begin)
+            for row in range(count):
+                source = first_start + begin + row
+                sums = runs[row * 2 * pitch : (row * 2 + 1) * pitch]
+                squares = runs[(row * 2 + 1) * pitch : (row * 2 + 2) * pitch]
+                sums[:] = 0
+                squares[:] = 0
+                if 0 <= source < height:
+                    _sum_neighbours(x[sample, source].ravel(), sums[inside], squares[inside], group_size)
+            fresh = (offsets[0] + begin % sizes[0]) * 2 * pitch
+            _slide_across(ring[fresh : fresh + count * 2 * pitch], runs, stride, across, starts, groups)
+            _push(ring, 2 * pitch, offsets, sizes, begin, count, starts)
+            skipped = max(0, window - 1 - begin)
+            if skipped >= count:
+                continue
+            _pull(out, ring, 2 * pitch, offsets, sizes, down, begin + skipped, count - skipped, starts)
+            for row in range(count - skipped):
+                start = first_start + begin + skipped + row - window + 1
+                at = row * 2 * pitch
+                above = min(start + window, height) - max(start, 0) if cut else window
+                _moments(
+                    out[at : at + slid * groups],
+                    out[at + pitch : at + pitch + slid * groups],
+                    share,
+                    1.0 / above,
+                    np.float32(eps),
+                    planes[0, lanes],
+                    planes[1, lanes],
+                    planes[2, lanes],
+                    keep == MEAN_AND_VAR,
+                )
+                for plane in range(3):
+                    line = planes[plane]
+                    for cell in range(head):
+                        line[cell * groups : (cell + 1) * groups] = line[lanes][:groups]
+                    for cell in range(head + slid, width):
+                        line[cell * groups : (cell + 1) * groups] = line[lanes][(slid - 1) * groups :]
+                first, end = _served(start, window, height, cut)
+                for cell in range(max(first, part[2]), min(end, part[3])):
+                    if keep != NOTHING:
+                        for group in range(groups):
+                            mean[sample, group, cell] = planes[0, group::groups]
+                            spread[sample, group, cell] = planes[2, group::groups]
+                    if y.shape[1]:
+                        _normalize_neighbours(
+                            x[sample, cell].ravel(), y[sample, cell].ravel(), planes, wide, piece * groups, group_size
+                        )
 
 
 @compiled
@@ -235,7 +347,7 @@ def backward(
                 for plane in range(2):
                     _spread_out(gathered[plane], runs[at + plane * pitch : at + (plane + 1) * pitch], cols)
             fresh = (offsets[0] + begin % sizes[0]) * 2 * pitch
-            _slide_across(ring[fresh : fresh + count * 2 * pitch], runs, stride, across, starts)
+            _slide_across(ring[fresh : fresh + count * 2 * pitch], runs, stride, across, starts, 1)
             _push(ring, 2 * pitch, offsets, sizes, begin, count, starts)
             _pull(out, ring, 2 * pitch, offsets, sizes, down, begin, count, starts)
             for row in range(count):
@@ -281,6 +393,55 @@ def _sum_group(maps: Floats, row: int, sums: Doubles, squares: Doubles) -> None:
             value = np.float64(line[col])
             sums[col] += value
             squares[col] += value * value
+
+
+@compiled
+def _sum_neighbours(values: Floats, sums: Doubles, squares: Doubles, group_size: int) -> None:
+    """Sum each group of neighbouring values, and their squares."""
+    if group_size == 4:
+        for place in range(sums.shape[0]):
+            a, b = np.float64(values[4 * place]), np.float64(values[4 * place + 1])
+            c, d = np.float64(values[4 * place + 2]), np.float64(values[4 * place + 3])
+            sums[place] = (a + b) + (c + d)
+            squares[place] = (a * a + b * b) + (c * c + d * d)
+        return
+    for place in range(sums.shape[0]):
+        total = squared = 0.0
+        for value in values[place * group_size : (place + 1) * group_size]:
+            wide = np.float64(value)
+            total += wide
+            squared += wide * wide
+        sums[place] = total
+        squares[place] = squared
+
+
+@compiled
+def _normalize_neighbours(x: Floats, y: Floats, planes: Floats, wide: Floats, piece: int, group_size: int) -> None:
+    """Normalize a row whose groups lie beside each other; ``wide`` holds weight and bias, and room for the rest."""
+    for begin in range(0, planes.shape[1], piece):
+        end = min(begin + piece, planes.shape[1])
+        for plane in range(3):
+            _repeat(planes[plane, begin:end], wide[plane], group_size)
+        length = (end - begin) * group_size
+        given, made = x[begin * group_size : end * group_size], y[begin * group_size : end * group_size]
+        mean, rest, rstd = wide[0, :length], wide[1, :length], wide[2, :length]
+        weight, bias = wide[3, :length], wide[4, :length]
+        for place in range(length):
+            made[place] = ((given[place] - mean[place]) - rest[place]) * rstd[place] * weight[place] + bias[place]
+
+
+@compiled
+def _repeat(values: Floats, out: Floats, times: int) -> None:
+    """Write each value so many times."""
+    if times == 4:
+        for place in range(values.shape[0]):
+            out[4 * place] = values[place]
+            out[4 * place + 1] = values[place]
+            out[4 * place + 2] = values[place]
+            out[4 * place + 3] = values[place]
+        return
+    for place in range(values.shape[0]):
+        out[place * times : (place + 1) * times] = values[place]
 
 
 @compiled
@@ -426,15 +587,18 @@ def _plan(window: int) -> Integers:
 
 
 @compiled
-def _slide_across(out: Doubles, runs: Doubles, stride: int, plan: Integers, starts: Integers) -> None:
-    """Slide over rows that lie one after the other; the columns at the end of each row get nonsense."""
+def _slide_across(out: Doubles, runs: Doubles, stride: int, plan: Integers, starts: Integers, lanes: int) -> None:
+    """Slide over rows that lie one after the other; the columns at the end of each row get nonsense.
+
+    ``lanes`` values of a column lie beside each other.
+    """
     length = out.shape[0]
     for level in range(1, plan[0, 0] + 1):
         for part in range(4):
-            starts[part] = (level - 1) * stride + part * 4 ** (level - 1)
+            starts[part] = (level - 1) * stride + part * 4 ** (level - 1) * lanes
         _add_up(runs[level * stride : level * stride + length], runs, starts, 4)
     for part in range(plan.shape[0]):
-        starts[part] = plan[part, 0] * stride + plan[part, 1]
+        starts[part] = plan[part, 0] * stride + plan[part, 1] * lanes
     _add_up(out, runs, starts, plan.shape[0])
 
 
