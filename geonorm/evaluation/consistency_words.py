@@ -110,9 +110,16 @@ def moves_of(runs: Sequence[Run]) -> list[Move]:
 
 
 def usual_move(runs: Sequence[Run], kind: str) -> int | None:
-    """Return by how many pixels most runs moved the grid in a kind of move, the first of equals; None: none did."""
-    counts = Counter(one["by_px"] for run in runs for one in measured(run) if one["kind"] == kind)
-    return counts.most_common(1)[0][0] if counts else None
+    """Return by how many pixels most runs moved the grid in a kind of move; None: none did.
+
+    Of several, the one that changed most labels, the first of equals.
+    """
+    moved = [one for run in runs for one in measured(run) if one["kind"] == kind]
+    counts = Counter(one["by_px"] for one in moved)
+    flips: Counter[int] = Counter()
+    for one in moved:
+        flips[one["by_px"]] += one["flips"]
+    return max(counts, key=lambda by_px: (counts[by_px], flips[by_px])) if counts else None
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -254,7 +261,7 @@ def _in_brackets(move: Move) -> str:
 def _verdict(name: str, runs: Sequence[Run], move: Move | None) -> str:
     halo = listed([f"{halo_px}{SPACE}px" for halo_px in sorted({run["halo_px"] for run in runs})])
     if all(run["tile_independent"] for run in runs):
-        text = f"{name}: the map does not depend on the tiles. A halo of {halo} holds all that their pixels see."
+        text = f"{name}: the map does not depend on the tiles. A halo of {halo} holds all that a pixel sees."
         if move and move.flips and move.kind == "aligned":
             ties = "all of them ties" if move.ties == move.flips else f"{count(move.ties)} of them ties"
             text += f" Rounding still changed {count(move.flips)} labels, {ties}."
@@ -265,4 +272,4 @@ def _verdict(name: str, runs: Sequence[Run], move: Move | None) -> str:
     if all(run["halo_kind"] == "exact" for run in runs):
         rounding = listed([*dict.fromkeys(one for run in runs for one in run.get("rounding", ()))]) or "its precision"
         return f"{name}: the map depends on the tiles within the rounding of {rounding}."
-    return f"{name}: the map may depend on the tiles. With a halo of {halo} they do not read all that their pixels see."
+    return f"{name}: the map may depend on the tiles. With a halo of {halo} they do not read all that a pixel sees."
