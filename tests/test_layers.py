@@ -49,6 +49,7 @@ MAY_OPEN_RASTERS = frozenset(
 NOT_INSTALLED = frozenset({"benchmarks", "data_scripts", "tests"})
 NORMS_MAY_USE = frozenset({"torch"}) | sys.stdlib_module_names
 COMPILERS = frozenset({"numba", "numpy"})
+KERNELS = "geonorm/norms/gpu_kernels.py"
 MAY_COMPILE = frozenset(f"geonorm/norms/{name}.py" for name in ("compiled", "loops", "plane_loops"))
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +118,7 @@ def test_a_forbidden_import_is_found_with_its_reason(path: str, source: str, exp
         ("geonorm/norms/batch.py", "from __future__ import annotations\nfrom geonorm.norms import moments"),
         ("geonorm/norms/batch.py", "from . import moments\nfrom ..errors import InvalidConfigError"),
         ("geonorm/norms/loops.py", "import numpy as np\nfrom numba import njit"),
+        ("geonorm/norms/gpu_kernels.py", "import triton"),
         ("geonorm/raster/read.py", "import numpy\nimport rasterio\nfrom geonorm.raster.window import Window"),
         ("geonorm/tiling/engine.py", "import torch\nfrom geonorm.raster.window import Window"),
         ("geonorm/data/inria.py", "from torchgeo.datasets import InriaAerialImageLabeling"),
@@ -161,6 +163,8 @@ def objection(part: str, target: str, path: str) -> str:
         return f"{top} is not installed with geonorm, which must work without it"
     if top in RASTER_OPENERS and path not in MAY_OPEN_RASTERS:
         return f"{top} opens rasters: that is left to {' and '.join(sorted(MAY_OPEN_RASTERS))}"
+    if top == "triton" and path == KERNELS:
+        return ""
     if part == "norms" and top not in NORMS_MAY_USE and not (top in COMPILERS and path in MAY_COMPILE):
         return f"norms may use only torch, the standard library and geonorm.errors, not {top}"
     if (part == "raster" and top in TORCH_FAMILY) or (part == "tiling" and top in LIGHTNING):

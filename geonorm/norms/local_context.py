@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geonorm.errors import InvalidConfigError
-from geonorm.norms import compiled
+from geonorm.norms import compiled, gpu
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.compiled import loops_for
 from geonorm.norms.group import check_group_size
@@ -163,6 +163,9 @@ def local_context_norm(
     if loops is not None:
         kept = loops.MEAN_AND_RSTD if keep else loops.NOTHING
         return compiled.forward(loops, x, weight, bias, group_size, size, border, eps, keep=kept)
+    kernels = gpu.kernels_for(x, size)
+    if kernels is not None:
+        return gpu.forward(kernels, x, weight, bias, group_size, size, border, eps, keep=keep)
     wide = wide_dtype(x.dtype)
     y = torch.empty_like(x)
     mean, rstd = _empty_planes(x, group_size, keep), _empty_planes(x, group_size, keep)
@@ -220,6 +223,9 @@ def local_context_norm_backward(
     loops = loops_for(x)
     if loops is not None:
         return compiled.backward(loops, grad, x, weight, mean, rstd, group_size, size, border)
+    kernels = gpu.kernels_for(x, size)
+    if kernels is not None:
+        return gpu.backward(kernels, grad, x, weight, mean, rstd, group_size, size, border)
     wide = wide_dtype(x.dtype)
     share = _share(x, group_size, size, border)
     grad_x = torch.empty_like(x)
@@ -286,6 +292,9 @@ def local_statistics(x: Tensor, group_size: int, window: list[int], border: str)
         one = x.new_ones(x.shape[1])
         _, mean, var = compiled.forward(loops, x, one, one, group_size, size, border, 0.0, keep=loops.MEAN_AND_VAR)
         return mean, var
+    kernels = gpu.kernels_for(x, size)
+    if kernels is not None:
+        return gpu.statistics(kernels, x, group_size, size, border)
     mean, var = _empty_planes(x, group_size), _empty_planes(x, group_size)
     for sample, groups, rows in _chunks(x, group_size, size, border):
         where = (sample, groups, slice(rows.start, rows.stop))
