@@ -10,8 +10,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
@@ -26,19 +27,21 @@ from geonorm.norms.moments import axis_border
 VALUES_PER_THREAD = 2**16
 """Values below which another thread costs more than it brings."""
 
-_enabled = os.environ.get("GEONORM_COMPILED", "1") != "0"
+MOST_THREADS = 256
+
+_enabled = ContextVar("_enabled", default=os.environ.get("GEONORM_COMPILED", "1") != "0")
 
 
 def loops_for(x: Tensor) -> ModuleType | None:
     """Return the compiled loops if they take this tensor: on the CPU, up to float32; else None."""
-    if not _enabled or x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() == 0:
+    if not _enabled.get() or x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() == 0:
         return None
     return _loops("geonorm.norms.loops")
 
 
 def plane_loops_for(x: Tensor) -> ModuleType | None:
     """Return the compiled loops over whole planes if they take this tensor: float32 on the CPU; else None."""
-    if not _enabled or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+    if not _enabled.get() or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
     return _loops("geonorm.norms.plane_loops")
 
@@ -46,12 +49,11 @@ def plane_loops_for(x: Tensor) -> ModuleType | None:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Compute in plain torch inside, as where numba is missing."""
-    global _enabled
-    before, _enabled = _enabled, False
+    token = _enabled.set(False)
     try:
         yield
     finally:
-        _enabled = before
+        _enabled.reset(token)
 
 
 @cache
@@ -64,7 +66,7 @@ def _loops(name: str) -> ModuleType | None:
 def _find_fault() -> Exception | None:
     """Return what keeps the loops from being used, and warn of it once."""
     try:
-        _import_loops("geonorm.norms.loops")
+        _compile_one(_import_loops)
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
             "Local Context Norm and Switchable Norm are computed in plain torch, about four times slower, because "
@@ -77,17 +79,29 @@ def _find_fault() -> Exception | None:
     return None
 
 
-def _import_loops(name: str) -> ModuleType:
+def _compile_one(load: Callable[[str], ModuleType]) -> None:
+    """Compile the forward pass, which needs a place to write to; where there is none, one of this process."""
     try:
-        return importlib.import_module(name)
-    except RuntimeError as error:
-        # Neither beside the source nor in the user's home can numba write what it compiled.
-        if "cannot cache" not in str(error):
+        _normalize_one_cell(load("geonorm.norms.loops"))
+    except (OSError, RuntimeError) as error:
+        # numba can write neither beside the source nor in the user's home, or the disk is full.
+        if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
             raise
         import numba
 
         numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]
-        return importlib.import_module(name)
+        for name in ("loops", "plane_loops"):
+            sys.modules.pop(f"geonorm.norms.{name}", None)
+        _normalize_one_cell(load("geonorm.norms.loops"))
+
+
+def _import_loops(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def _normalize_one_cell(loops: ModuleType) -> None:
+    cell, one = torch.ones(1, 1, 1, 1), torch.ones(1)
+    forward(loops, cell, one, one, 1, (1, 1), "nearest", 1e-5, keep=loops.NOTHING)
 
 
 @cache
@@ -234,14 +248,20 @@ Part = TypeVar("Part")
 
 
 def _run(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
-    waiting = [_pool(len(parts) - 1).submit(work, part) for part in parts[1:]]
-    work(parts[0])
+    if len(parts) == 1:
+        work(parts[0])
+        return
+    waiting = [_pool().submit(work, part) for part in parts[1:]]
+    try:
+        work(parts[0])
+    finally:
+        wait(waiting)
     for part in waiting:
         part.result()
 
 
 def _threads(values: int) -> int:
-    return min(torch.get_num_threads(), max(1, values // VALUES_PER_THREAD))
+    return min(torch.get_num_threads(), MOST_THREADS, max(1, values // VALUES_PER_THREAD))
 
 
 def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
@@ -252,8 +272,9 @@ def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="geonorm-loops")
+def _pool() -> ThreadPoolExecutor:
+    """Return threads that are started as they are needed; no more than the parts at once are ever busy."""
+    return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="geonorm-loops")
 
 
 def in_large_pages(values: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from geonorm.errors import GeonormWarning
-from geonorm.norms.base import memory_format_of
-from geonorm.norms.moments import axis_border, before, box_sum_adjoint, window_counts
+from geonorm.norms.moments import axis_border, before, box_sum_adjoint, share_of_window
 
 BLOCK = 1024
 """Cells a program works on."""
@@ -39,6 +38,8 @@ def _working_kernels(device: torch.device) -> ModuleType | None:
     try:
         kernels = importlib.import_module("geonorm.norms.gpu_kernels")
         fault = _fault(kernels, device)
+    except torch.OutOfMemoryError:  # nothing is known then
+        raise
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
     if fault is None:
@@ -86,32 +87,31 @@ def forward(
     """Return the normalized map, and mean and reciprocal deviation of each group if ``keep``."""
     num, channels, height, width = x.shape
     groups, cells = channels // group_size, height * width
-    x = _dense(x)
     y = torch.empty_like(x)
-    mean, var, begins = _window_moments(kernels, x, group_size, window, border)
     shape = (num, groups, height, width) if keep else (0, 0, 0, 0)
     kept_mean, kept_rstd = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    kernels.normalize[(num * groups, _blocks(cells))](
-        x,
-        y,
-        mean,
-        var,
-        kept_mean,
-        kept_rstd,
-        weight,
-        bias,
-        eps,
-        groups,
-        cells,
-        width,
-        mean.shape[1],
-        mean.shape[2],
-        *begins,
-        *x.stride(),
-        group_size=group_size,
-        keep=keep,
-        block_cells=BLOCK,
-    )
+    with torch.cuda.device_of(x):
+        moments, begins = _window_moments(kernels, x, group_size, window, border)
+        kernels.normalize[(_blocks(cells), num * groups)](
+            x,
+            y,
+            *moments,
+            kept_mean,
+            kept_rstd,
+            weight.contiguous(),
+            bias.contiguous(),
+            eps,
+            groups,
+            cells,
+            width,
+            *moments[0].shape[1:],
+            *begins,
+            *x.stride(),
+            *y.stride(),
+            group_size=group_size,
+            keep=keep,
+            block_cells=BLOCK,
+        )
     return y, kept_mean, kept_rstd
 
 
@@ -129,23 +129,23 @@ def backward(
     """Return the gradients of ``x``, ``weight`` and ``bias``; sums over planes are taken by plain torch."""
     num, channels, height, width = x.shape
     groups, cells, blocks = channels // group_size, height * width, _blocks(height * width)
-    x = _dense(x)
     grad_x = torch.empty_like(x)
-    level = mean.nanmean((2, 3)).nan_to_num(0.0, 0.0, 0.0).flatten()
-    planes = (num * groups, height, width)
-    of_mean, of_var = (x.new_empty(planes, dtype=torch.float32) for _ in range(2))
+    of_mean, of_var = (x.new_empty((num * groups, height, width), dtype=torch.float64) for _ in range(2))
     sums = x.new_empty((num, channels, blocks, 2), dtype=torch.float32)
     sizes = {"group_size": group_size, "block_cells": BLOCK}
+    numbers = (groups, cells, width)
     strides = (*x.stride(), *grad.stride())
-    grid = (num * groups, blocks)
-    kernels.weigh[grid](
-        grad, x, mean, rstd, level, weight, of_mean, of_var, sums, groups, cells, width, blocks, *strides, **sizes
-    )
-    share = _share(planes, group_size, window, border, like=of_mean)
-    boxes = [
-        box_sum_adjoint(plane.mul_(share), window=window, border=border).contiguous() for plane in (of_mean, of_var)
-    ]
-    kernels.pass_on[grid](grad, x, grad_x, rstd, level, *boxes, weight, groups, cells, width, *strides, **sizes)
+    grid = (blocks, num * groups)
+    weight = weight.contiguous()
+    with torch.cuda.device_of(x):
+        kernels.weigh[grid](grad, x, mean, rstd, weight, of_mean, of_var, sums, *numbers, blocks, *strides, **sizes)
+        share = share_of_window((height, width), group_size, window=window, border=border, like=of_mean)
+        boxes = [
+            box_sum_adjoint(plane.mul_(share), window=window, border=border).contiguous() for plane in (of_mean, of_var)
+        ]
+        kernels.pass_on[grid](
+            grad, x, grad_x, mean, rstd, *boxes, weight, *numbers, *strides, *grad_x.stride(), **sizes
+        )
     of_weight, of_bias = sums.sum((0, 2), dtype=torch.float64).unbind(1)
     return grad_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype)
 
@@ -155,75 +155,58 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each group in the window of each cell, ``(N, groups, H, W)``."""
     num, channels, height, width = x.shape
-    mean, var, begins = _window_moments(kernels, x, group_size, window, border)
+    with torch.cuda.device_of(x):
+        (start, mean, var), begins = _window_moments(kernels, x, group_size, window, border)
     rows, cols = (
         (torch.arange(length, device=x.device) - begin).clamp(0, full - 1)
         for length, begin, full in zip((height, width), begins, mean.shape[1:], strict=True)
     )
     shape = (num, channels // group_size, height, width)
-    mean, var = (plane[:, rows][:, :, cols].reshape(shape) for plane in (mean, var))
-    level = x[:, ::group_size, :1, :1].float()
-    return mean + torch.where(level.isfinite(), level, 0.0), var
+    mean, var = (plane[:, rows][:, :, cols].reshape(shape) for plane in (start + mean, var))
+    return mean, var
 
 
 def _window_moments(
     kernels: ModuleType, x: Tensor, group_size: int, window: tuple[int, int], border: str
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Return mean and variance of every window, and how many cells before its centre the first one's cell lies.
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """Return the moments of every window, and how many cells before its centre the first one's cell lies.
 
-    Means count from the level of their group, see `gpu_kernels.level_of`.
+    The moments are three planes ``(N * groups, rows, cols)``: the mean is the sum of the first two, the third the
+    variance.
     """
     num, channels, height, width = x.shape
     groups = channels // group_size
     planes = num * groups
-    mean, var = (x.new_empty((planes, height, width), dtype=torch.float32) for _ in range(2))
-    kernels.group_moments[(planes, _blocks(height * width))](
-        x, mean, var, groups, height * width, width, *x.stride(), group_size=group_size, block_cells=BLOCK
+    moments = [x.new_empty((planes, height, width), dtype=torch.float32) for _ in range(3)]
+    kernels.group_moments[(_blocks(height * width), planes)](
+        x, *moments, groups, height * width, width, *x.stride(), group_size=group_size, block_cells=BLOCK
     )
     begins = [0, 0]
     for dim in (2, 1):
-        length, lines = mean.shape[dim], mean.shape[3 - dim]
+        given = moments[0]
+        length, lines = given.shape[dim], given.shape[3 - dim]
         size, cut = min(window[dim - 1], length), axis_border(border, window[dim - 1], length) == "clip"
         begins[dim - 1] = 0 if cut else before(size)
         full = length if cut else length - size + 1
-        shape = list(mean.shape)
+        shape = list(given.shape)
         shape[dim] = full
-        made = [mean.new_empty(shape) for _ in range(2)]
+        made = [given.new_empty(shape) for _ in range(3)]
         wide = 1 << (size - 1).bit_length()
         at_once = max(1, TILE // wide)
-        grid = (planes, -(-full // size), -(-lines // at_once))
-        places = [(plane.stride(0), plane.stride(3 - dim), plane.stride(dim)) for plane in (mean, made[0])]
-        kernels.slide[grid](
-            mean,
-            var,
+        kernels.slide[(-(-lines // at_once), planes, -(-full // size))](
+            *moments,
             *made,
             lines,
             length,
             full,
             size,
             before(size) if cut else 0,
-            *places[0],
-            *places[1],
-            at_once=1 << (at_once - 1).bit_length(),
+            *(plane.stride(axis) for plane in (given, made[0]) for axis in (0, 3 - dim, dim)),
+            at_once=at_once,
             wide=wide,
         )
-        mean, var = made
-    return mean, var, (begins[0], begins[1])
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Return a map whose results have its strides, a copy where need be."""
-    return x.contiguous(memory_format=memory_format_of(x))
-
-
-def _share(
-    planes: tuple[int, int, int], group_size: int, window: tuple[int, int], border: str, *, like: Tensor
-) -> float | Tensor:
-    """Return one over the number of values in each window."""
-    _, height, width = planes
-    if border == "nearest":
-        return 1 / (group_size * min(window[0], height) * min(window[1], width))
-    return 1 / (group_size * window_counts((height, width), window=window, like=like))
+        moments = made
+    return moments, (begins[0], begins[1])
 
 
 def _blocks(cells: int) -> int:

@@ -14,7 +14,7 @@ from geonorm.norms import compiled, gpu
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.compiled import loops_for
 from geonorm.norms.group import check_group_size
-from geonorm.norms.moments import box_sum_adjoint, local_moments, source_rows, window_counts
+from geonorm.norms.moments import box_sum_adjoint, local_moments, share_of_window, source_rows
 
 Border = Literal["nearest", "clip"]
 
@@ -34,8 +34,9 @@ class LocalContextNorm(Norm):
     Source: Ortiz et al., CVPR 2020, equations (6) to (9).
     Differs from the released layer: the window is centred (there: one cell right and down), gradients flow
     through the statistics, the input is not overwritten, each axis falls back by itself, and sums are put together
-    from sums of fewer cells (integral images lose all digits at large means): on the CPU, up to float32, by compiled
-    loops in float64 (`geonorm.norms.loops`), elsewhere by doubling and Chan's formula (`geonorm.norms.moments`).
+    from sums of fewer cells (integral images lose all digits at large means): up to float32, on the CPU by compiled
+    loops in float64 (`geonorm.norms.loops`), on a GPU by Triton kernels (`geonorm.norms.gpu_kernels`), else by doubling
+    and Chan's formula (`geonorm.norms.moments`).
 
     Args:
         num_features: Channels C.
@@ -227,7 +228,7 @@ def local_context_norm_backward(
     if kernels is not None:
         return gpu.backward(kernels, grad, x, weight, mean, rstd, group_size, size, border)
     wide = wide_dtype(x.dtype)
-    share = _share(x, group_size, size, border)
+    share = share_of_window((x.shape[2], x.shape[3]), group_size, window=size, border=border, like=mean)
     grad_x = torch.empty_like(x)
     grad_weight = torch.zeros_like(weight, dtype=wide)
     grad_bias = torch.zeros_like(weight, dtype=wide)
@@ -276,6 +277,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, mean, rstd = ctx.saved_tensors
+    if mean.shape[0] != x.shape[0]:
+        raise RuntimeError("local_context_norm was traced or called without gradients, so it kept nothing for them.")
     grads = local_context_norm_backward(grad, x, weight, mean, rstd, ctx.group_size, ctx.window, ctx.border)
     return (*grads, None, None, None, None, None)
 
@@ -318,7 +321,7 @@ def local_statistics_backward(
     sum over the windows that hold a cell, divided by their number of values.
     """
     size = (window[0], window[1])
-    share = _share(x, group_size, size, border)
+    share = share_of_window((x.shape[2], x.shape[3]), group_size, window=size, border=border, like=mean)
     grad_x = torch.empty_like(x)
     for sample, groups, _ in _chunks(x, group_size, size, border, split_rows=False):
         channels = slice(groups.start * group_size, groups.stop * group_size)
@@ -362,15 +365,6 @@ def _block_of(
     channels = slice(groups.start * group_size, groups.stop * group_size)
     block = x[sample, channels, source.start : source.stop].to(wide_dtype(x.dtype)).contiguous()
     return block.unflatten(0, (-1, group_size)), source.start
-
-
-def _share(x: Tensor, group_size: int, window: tuple[int, int], border: str) -> float | Tensor:
-    """Return one over the number of values in each window."""
-    height, width = x.shape[2:]
-    if border == "nearest":
-        return 1 / (group_size * min(window[0], height) * min(window[1], width))
-    like = torch.empty((), dtype=wide_dtype(x.dtype), device=x.device)
-    return 1 / (group_size * window_counts((height, width), window=window, like=like))
 
 
 def _level(mean: Tensor) -> Tensor:

@@ -244,6 +244,16 @@ def window_counts(shape: tuple[int, int], *, window: tuple[int, int], like: Tens
     return counts[0][:, None] * counts[1]
 
 
+def share_of_window(
+    shape: tuple[int, int], group_size: int, *, window: tuple[int, int], border: str, like: Tensor
+) -> float | Tensor:
+    """Return one over the number of values in each window of a map ``(H, W)``: a number, or a plane."""
+    height, width = shape
+    if border == "nearest":
+        return 1 / (group_size * min(window[0], height) * min(window[1], width))
+    return 1 / (group_size * window_counts(shape, window=window, like=like))
+
+
 def _gather_nearest(planes: Tensor, window: int, dim: int) -> Tensor:
     """Add to each full window what the cells it serves hold."""
     length = planes.shape[dim]

@@ -32,12 +32,17 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            cells = x.shape[2] * x.shape[3]
+            middle = x.mean((2, 3), keepdim=True)
+            through_var = (x - middle) * (2 * grad_var / cells)[..., None, None]
+            return grad + (grad_mean / cells)[..., None, None] + through_var
         return plane_moments_backward(grad, x, mean, grad_mean, grad_var)
 
 
 @torch.library.custom_op("geonorm::plane_moments", mutates_args=())
 def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of the channels of contiguous float32 maps, ``(N, C)``."""
+    """Return mean and biased variance of the channels of float32 maps, ``(N, C)``."""
     mean, var = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     _share_out("moments", [x], [mean, var])
     return mean, var
@@ -51,41 +56,41 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("geonorm::plane_moments_backward", mutates_args=())
 def plane_moments_backward(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
     """Return ``grad`` with what comes by way of mean and variance."""
-    grad_x = in_large_pages(torch.empty_like(x))
+    grad_x = in_large_pages(_contiguous(x))
     _share_out("moments_backward", [grad.contiguous(), x], [mean, grad_mean, grad_var], [grad_x])
     return grad_x
 
 
 @plane_moments_backward.register_fake
 def _(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return _contiguous(x)
 
 
 @torch.library.custom_op("geonorm::plane_affine", mutates_args=())
 def plane_affine(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return ``(x - mean) * scale + bias`` of contiguous float32 maps; the others are ``(N, C)``."""
-    y = in_large_pages(torch.empty_like(x))
+    """Return ``(x - mean) * scale + bias`` of float32 maps; the others are ``(N, C)``."""
+    y = in_large_pages(_contiguous(x))
     _share_out("affine", [x], [mean, scale, bias], [y])
     return y
 
 
 @plane_affine.register_fake
 def _(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return _contiguous(x)
 
 
 @torch.library.custom_op("geonorm::plane_affine_backward", mutates_args=())
 def plane_affine_backward(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, scale and bias."""
-    grad_x = in_large_pages(torch.empty_like(x))
-    grad_scale, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
+    grad_x = in_large_pages(_contiguous(x))
+    grad_scale, grad_bias = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     _share_out("affine_backward", [grad.contiguous(), x], [mean, scale], [grad_x], [grad_scale, grad_bias])
     return grad_x, grad_scale, grad_bias
 
 
 @plane_affine_backward.register_fake
 def _(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+    return _contiguous(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,6 +99,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _affine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     x, mean, scale = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+        grad_bias = grad.sum((2, 3))
+        grad_scale = (grad * (x - mean[..., None, None])).sum((2, 3))
+        return grad * scale[..., None, None], -scale * grad_bias, grad_scale, grad_bias
     grad_x, grad_scale, grad_bias = plane_affine_backward(grad, x, mean, scale)
     return grad_x, -scale * grad_bias, grad_scale, grad_bias
 
@@ -101,9 +110,14 @@ def _affine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 plane_affine.register_autograd(_affine_backward, setup_context=_save)
 
 
+def _contiguous(x: Tensor) -> Tensor:
+    """Return space for a map of this shape, contiguous whatever the map is."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _share_out(name: str, *arguments: list[Tensor]) -> None:
     """Call one of the loops with maps as planes and ``(N, C)`` as rows, spread over torch's threads."""
-    maps = arguments[0][0]
+    maps = arguments[0][0]  # inputs may be copied where they are not contiguous; results are made contiguous
     loops = plane_loops_for(maps)
     assert loops is not None, "whoever calls these operators has asked first"
     planes = maps.shape[0] * maps.shape[1]

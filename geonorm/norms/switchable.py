@@ -174,6 +174,8 @@ class SwitchableNorm(Norm):
         used = {*self.chosen[0], *self.chosen[1]}
         if "LCN" in used or self.compat is not None or torch.compiler.is_compiling():
             return False
+        if torch._C._are_functorch_transforms_active():  # torch.func sees through plain torch only
+            return False
         return plane_loops_for(x) is not None
 
     def _statistics(self, x: Tensor, *, fused: bool) -> tuple[Tensor, dict[str, Statistics]]:

@@ -32,8 +32,10 @@ def torch_threads(number: int) -> Iterator[None]:
     """Let torch use this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain torch"])
