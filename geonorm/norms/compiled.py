@@ -69,7 +69,7 @@ def _find_fault() -> Exception | None:
         _compile_one(_import_loops)
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            "Local Context Norm and Switchable Norm are computed in plain torch, about four times slower, because "
+            "Local Context Norm and Switchable Norm are computed in plain torch, two to four times slower, because "
             f"numba cannot be used: {error}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain "
             "torch without this line.",
             GeonormWarning,
