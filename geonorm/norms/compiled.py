@@ -58,15 +58,14 @@ def plain_torch() -> Iterator[None]:
 
 @cache
 def _loops(name: str) -> ModuleType | None:
-    error = _find_fault()
-    return None if error is not None else _import_loops(name)
+    return None if _find_fault() is not None else importlib.import_module(name)
 
 
 @cache
 def _find_fault() -> Exception | None:
     """Return what keeps the loops from being used, and warn of it once."""
     try:
-        _compile_one(_import_loops)
+        _compile_one()
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
             "Local Context Norm and Switchable Norm are computed in plain torch, two to four times slower, because "
@@ -79,24 +78,20 @@ def _find_fault() -> Exception | None:
     return None
 
 
-def _compile_one(load: Callable[[str], ModuleType]) -> None:
+def _compile_one() -> None:
     """Compile the forward pass, which needs a place to write to; where there is none, one of this process."""
     try:
-        _normalize_one_cell(load("geonorm.norms.loops"))
+        _normalize_one_cell(importlib.import_module("geonorm.norms.loops"))
     except (OSError, RuntimeError) as error:
         # numba can write neither beside the source nor in the user's home, or the disk is full.
         if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
             raise
         import numba
 
-        numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]  # made as numba is imported
         for name in ("loops", "plane_loops"):
             sys.modules.pop(f"geonorm.norms.{name}", None)
-        _normalize_one_cell(load("geonorm.norms.loops"))
-
-
-def _import_loops(name: str) -> ModuleType:
-    return importlib.import_module(name)
+        _normalize_one_cell(importlib.import_module("geonorm.norms.loops"))
 
 
 def _normalize_one_cell(loops: ModuleType) -> None:

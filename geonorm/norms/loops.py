@@ -65,27 +65,18 @@ def forward(
     """
     group_size, height, width = x.shape[1:]
     window, cut = rows
-    before = (window - 1) // 2
-    last_start = height - window
     head = 0 if cols[1] else (cols[0] - 1) // 2
     span = width + cols[0] - 1 if cols[1] else width  # columns of a row with what is added around it
     slid = span - cols[0] + 1
     margin = (cols[0] - 1) // 2 if cols[1] else 0
 
-    pitch = _padded(span)
-    step = max(1, ROW_VALUES // (2 * pitch))
-    across = _plan(cols[0])
-    down = _plan(window)
-    runs, stride = _runs(across, 2 * pitch * step, cols[0])
-    ring, offsets, sizes = _rings(down, window, step, 2 * pitch)
-    out = _aligned(2 * pitch * step)
-    starts = np.empty(max(4, across.shape[0], down.shape[0]), np.int64)
+    across, down = _plan(cols[0]), _plan(window)
+    pitch, step, runs, stride, ring, offsets, sizes, out, starts = _space(across, down, span, 1)
     share = _share(cols, width, group_size)
     planes = np.empty((3, width), np.float32)
 
-    first_start = part[2] - before if cut else min(max(part[2] - before, 0), last_start)
-    end_start = part[3] - 1 - before if cut else min(max(part[3] - 1 - before, 0), last_start)
-    num_rows = end_start - first_start + window
+    first_start = _start_of(part[2], window, height, cut)
+    num_rows = _start_of(part[3] - 1, window, height, cut) - first_start + window
 
     for index in range(part[0], part[1]):
         maps = x[index]
@@ -181,21 +172,13 @@ def forward_channels_last(
     height, width, channels = x.shape[1:]
     groups, group_size = weight.shape
     window, cut = rows
-    before = (window - 1) // 2
-    last_start = height - window
     head = 0 if cols[1] else (cols[0] - 1) // 2
     span = width + cols[0] - 1 if cols[1] else width
     slid = span - cols[0] + 1
     margin = (cols[0] - 1) // 2 if cols[1] else 0
 
-    pitch = _padded(span * groups)
-    step = max(1, ROW_VALUES // (2 * pitch))
-    across = _plan(cols[0])
-    down = _plan(window)
-    runs, stride = _runs(across, 2 * pitch * step, cols[0] * groups)
-    ring, offsets, sizes = _rings(down, window, step, 2 * pitch)
-    out = _aligned(2 * pitch * step)
-    starts = np.empty(max(4, across.shape[0], down.shape[0]), np.int64)
+    across, down = _plan(cols[0]), _plan(window)
+    pitch, step, runs, stride, ring, offsets, sizes, out, starts = _space(across, down, span, groups)
     share = np.repeat(_share(cols, width, group_size), groups)
     planes = np.empty((3, width * groups), np.float32)
     piece = max(1, ROW_VALUES // channels)  # cells normalized together
@@ -204,9 +187,8 @@ def forward_channels_last(
         wide[3, cell * channels : (cell + 1) * channels] = weight.ravel()
         wide[4, cell * channels : (cell + 1) * channels] = bias.ravel()
 
-    first_start = part[2] - before if cut else min(max(part[2] - before, 0), last_start)
-    end_start = part[3] - 1 - before if cut else min(max(part[3] - 1 - before, 0), last_start)
-    num_rows = end_start - first_start + window
+    first_start = _start_of(part[2], window, height, cut)
+    num_rows = _start_of(part[3] - 1, window, height, cut) - first_start + window
     inside = slice(margin * groups, (margin + width) * groups)
     lanes = slice(head * groups, (head + slid) * groups)
 
@@ -301,14 +283,8 @@ def backward(
     delay = before if cut else 0  # rows between the newest that came in and the newest that goes out
 
     span = width + cols[0] - 1
-    pitch = _padded(span)
-    step = max(1, ROW_VALUES // (2 * pitch))
-    across = _plan(cols[0])
-    down = _plan(window)
-    runs, stride = _runs(across, 2 * pitch * step, cols[0])
-    ring, offsets, sizes = _rings(down, window, step, 2 * pitch)
-    out = _aligned(2 * pitch * step)
-    starts = np.empty(max(4, across.shape[0], down.shape[0]), np.int64)
+    across, down = _plan(cols[0]), _plan(window)
+    pitch, step, runs, stride, ring, offsets, sizes, out, starts = _space(across, down, span, 1)
     share = _share(cols, width, group_size)
     sums = np.empty((2, width), np.float32)
     gathered = np.empty((2, width))
@@ -690,6 +666,13 @@ def _add_up(out: Doubles, values: Doubles, starts: Integers, parts: int) -> None
 
 
 @compiled
+def _start_of(row: int, window: int, height: int, cut: int) -> int:
+    """Return the first row of a row's window, which lies outside where a window is cut."""
+    start = row - (window - 1) // 2
+    return start if cut else min(max(start, 0), height - window)
+
+
+@compiled
 def _served(start: int, window: int, height: int, cut: int) -> tuple[int, int]:
     """Return the first and last but one row that take the window which begins at ``start``."""
     before = (window - 1) // 2
@@ -714,15 +697,33 @@ def _share(cols: tuple[int, int], width: int, group_size: int) -> Doubles:
 
 
 @compiled
-def _runs(plan: Integers, length: int, window: int) -> tuple[Doubles, int]:
-    """Return space for the sums of 1, 4, 16, ... columns, with room to read beyond the end, and their distance."""
-    stride = _padded(length + window)
-    values = _aligned((plan[0, 0] + 1) * stride)
-    return values, stride
+def _space(
+    across: Integers, down: Integers, span: int, lanes: int
+) -> tuple[int, int, Doubles, int, Doubles, Integers, Integers, Doubles, Integers]:
+    """Return what windows are slid in, for two planes of rows of ``span`` columns with so many lanes.
+
+    Values from a row to the next; rows worked through together; the sums of 1, 4, 16, ... columns, one level after the
+    other, and their distance; the same of rows, where each level begins and how many rows it has; the results; the
+    starts of what is added up.
+    """
+    pitch = _padded(span * lanes)
+    step = max(1, ROW_VALUES // (2 * pitch))
+    # Sums are read beyond the end of the last row, by up to a window.
+    stride = _padded(2 * pitch * step + _length(across) * lanes)
+    runs = _aligned((across[0, 0] + 1) * stride)
+    ring, offsets, sizes = _rings(down, step, 2 * pitch)
+    starts = np.empty(max(4, across.shape[0], down.shape[0]), np.int64)
+    return pitch, step, runs, stride, ring, offsets, sizes, _aligned(2 * pitch * step), starts
 
 
 @compiled
-def _rings(plan: Integers, window: int, step: int, pitch: int) -> tuple[Doubles, Integers, Integers]:
+def _length(plan: Integers) -> int:
+    """Return the window's length."""
+    return 4 ** plan[0, 0] + plan[0, 2]
+
+
+@compiled
+def _rings(plan: Integers, step: int, pitch: int) -> tuple[Doubles, Integers, Integers]:
     """Return rows for the sums of 1, 4, 16, ... rows, and where each level begins and how many rows it has."""
     levels = plan[0, 0] + 1
     sizes = np.empty(levels, np.int64)

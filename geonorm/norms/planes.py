@@ -57,7 +57,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 def plane_moments_backward(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
     """Return ``grad`` with what comes by way of mean and variance."""
     grad_x = in_large_pages(_contiguous(x))
-    _share_out("moments_backward", [grad.contiguous(), x], [mean, grad_mean, grad_var], [grad_x])
+    _share_out("moments_backward", [grad, x], [mean, grad_mean, grad_var], [grad_x])
     return grad_x
 
 
@@ -84,7 +84,7 @@ def plane_affine_backward(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) 
     """Return the gradients of x, scale and bias."""
     grad_x = in_large_pages(_contiguous(x))
     grad_scale, grad_bias = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    _share_out("affine_backward", [grad.contiguous(), x], [mean, scale], [grad_x], [grad_scale, grad_bias])
+    _share_out("affine_backward", [grad, x], [mean, scale], [grad_x], [grad_scale, grad_bias])
     return grad_x, grad_scale, grad_bias
 
 

@@ -166,13 +166,17 @@ class SwitchableNorm(Norm):
             y = (values - mean) * scale + bias
         return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
+    @property
+    def _used(self) -> set[str]:
+        """Members whose mean or variance is taken."""
+        return {*self.chosen[0], *self.chosen[1]}
+
     def _is_fused(self, x: Tensor) -> bool:
         """Return whether everything is one number per channel and sample, and the compiled loops take it.
 
         torch.compile makes as good ones of plain torch, which it can see through.
         """
-        used = {*self.chosen[0], *self.chosen[1]}
-        if "LCN" in used or self.compat is not None or torch.compiler.is_compiling():
+        if "LCN" in self._used or self.compat is not None or torch.compiler.is_compiling():
             return False
         if torch._C._are_functorch_transforms_active():  # torch.func sees through plain torch only
             return False
@@ -180,7 +184,7 @@ class SwitchableNorm(Norm):
 
     def _statistics(self, x: Tensor, *, fused: bool) -> tuple[Tensor, dict[str, Statistics]]:
         """Return x, and mean and variance of every member that is used."""
-        used = {*self.chosen[0], *self.chosen[1]}
+        used = self._used
         members: dict[str, Statistics] = {}
         if used & {"IN", "LN", "GN"} or ("BN" in used and self.training):
             if fused:
