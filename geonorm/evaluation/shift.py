@@ -22,7 +22,7 @@ from geonorm.evaluation.shift_maps import Report
 from geonorm.evaluation.shift_run import measure
 from geonorm.evaluation.shift_settings import Measuring, Subject, check_settings
 from geonorm.evaluation.shift_tables import as_csv, as_markdown
-from geonorm.evaluation.subjects import File, by_name, paired, short_names
+from geonorm.evaluation.subjects import File, models_by_name, paired, short_names
 from geonorm.files import make_folder, only_one, write_text
 from geonorm.inference.halo import Halo
 from geonorm.inference.options import check_batch_size
@@ -121,7 +121,7 @@ def shift_consistency(
         check_shifts(shifts_px, core_px)
     shifts_px = list(dict.fromkeys(shifts_px))
     check_batch_size(batch_size)
-    named = by_name(checkpoints)
+    named = models_by_name(checkpoints)
     names = list(named)
     models = [one if isinstance(one, TrainedModel) else load_model(one, trust=trust) for one in named.values()]
     _check_classes(dict(zip(names, models, strict=True)))

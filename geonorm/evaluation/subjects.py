@@ -51,7 +51,7 @@ def named_checkpoints(words: Sequence[str]) -> dict[str, str]:
     return dict(found)
 
 
-def by_name(
+def models_by_name(
     checkpoints: Sequence[File | TrainedModel] | Mapping[str, File | TrainedModel],
 ) -> dict[str, File | TrainedModel]:
     """Return checkpoints or models by the names given, or by short ones made from their paths."""
