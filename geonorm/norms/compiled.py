@@ -36,14 +36,14 @@ def loops_for(x: Tensor) -> ModuleType | None:
     """Return the compiled loops if they take this tensor: on the CPU, up to float32; else None."""
     if not _enabled.get() or x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() == 0:
         return None
-    return _loops("geonorm.norms.loops")
+    return _loops(LOOPS)
 
 
 def plane_loops_for(x: Tensor) -> ModuleType | None:
     """Return the compiled loops over whole planes if they take this tensor: float32 on the CPU; else None."""
     if not _enabled.get() or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
-    return _loops("geonorm.norms.plane_loops")
+    return _loops(PLANE_LOOPS)
 
 
 @contextmanager
@@ -58,30 +58,29 @@ def plain_torch() -> Iterator[None]:
 
 @cache
 def _loops(name: str) -> ModuleType | None:
-    return None if _find_fault() is not None else importlib.import_module(name)
+    """Return a module of loops, or None where numba cannot be used."""
+    try:
+        return _import_and_compile(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        _warn_of(str(error))
+        return None
 
 
 @cache
-def _find_fault() -> Exception | None:
-    """Return what keeps the loops from being used, and warn of it once."""
-    try:
-        _compile_one()
-    except (ImportError, OSError, RuntimeError) as error:
-        warnings.warn(
-            "Local Context Norm and Switchable Norm are computed in plain torch, two to four times slower, because "
-            f"numba cannot be used: {error}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain "
-            "torch without this line.",
-            GeonormWarning,
-            stacklevel=2,
-        )
-        return error
-    return None
+def _warn_of(fault: str) -> None:
+    warnings.warn(
+        "Local Context Norm and Switchable Norm are computed in plain torch, two to four times slower, because "
+        f"numba cannot be used: {fault}. `pip install numba` mends most of that; GEONORM_COMPILED=0 takes plain "
+        "torch without this line.",
+        GeonormWarning,
+        stacklevel=3,
+    )
 
 
-def _compile_one() -> None:
-    """Compile the forward pass, which needs a place to write to; where there is none, one of this process."""
+def _import_and_compile(name: str) -> ModuleType:
+    """Compile what every layer needs, which takes a place to write to; where there is none, one of this process."""
     try:
-        _normalize_one_cell(importlib.import_module("geonorm.norms.loops"))
+        return _probed(name)
     except (OSError, RuntimeError) as error:
         # numba can write neither beside the source nor in the user's home, or the disk is full.
         if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
@@ -89,14 +88,28 @@ def _compile_one() -> None:
         import numba
 
         numba.config.CACHE_DIR = _scratch_folder().name  # type: ignore[attr-defined]  # made as numba is imported
-        for name in ("loops", "plane_loops"):
-            sys.modules.pop(f"geonorm.norms.{name}", None)
-        _normalize_one_cell(importlib.import_module("geonorm.norms.loops"))
+        sys.modules.pop(name, None)
+        return _probed(name)
+
+
+def _probed(name: str) -> ModuleType:
+    loops = importlib.import_module(name)
+    PROBES[name](loops)
+    return loops
 
 
 def _normalize_one_cell(loops: ModuleType) -> None:
     cell, one = torch.ones(1, 1, 1, 1), torch.ones(1)
     forward(loops, cell, one, one, 1, (1, 1), "nearest", 1e-5, keep=loops.NOTHING)
+
+
+def _take_moments_of_one_cell(loops: ModuleType) -> None:
+    cell = torch.ones(1, 1).numpy()
+    loops.moments(cell, cell[0].copy(), cell[0].copy(), (0, 1))
+
+
+LOOPS, PLANE_LOOPS = "geonorm.norms.loops", "geonorm.norms.plane_loops"
+PROBES: dict[str, Callable[[ModuleType], None]] = {LOOPS: _normalize_one_cell, PLANE_LOOPS: _take_moments_of_one_cell}
 
 
 @cache

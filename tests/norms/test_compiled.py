@@ -28,6 +28,7 @@ from geonorm.norms.planes import plane_affine, plane_moments
 from geonorm.norms.switchable import Normalizer
 from tests.norms import oracles
 from tests.norms.maps import random_map, relative_rms, with_random_state
+from tests.norms.oracles import Border
 
 BORDERS: list[Literal["nearest", "clip"]] = ["nearest", "clip"]
 
@@ -168,16 +169,38 @@ def test_the_operator_is_well_behaved(keep: bool) -> None:
     torch.library.opcheck(local_context_norm, (x, weight, bias, 2, [3, 5], "nearest", 1e-5, keep))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels last"])
+@pytest.mark.parametrize(("mean", "window", "border"), [(1000, 31, "nearest"), (0, 227, "clip")])
+def test_a_map_of_8192_cells_a_side_is_as_accurate_at_both_ends_and_in_the_middle(
+    mean: float, window: int, border: Border, memory_format: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(1, 4, 8192, 8192).normal_(mean=mean, generator=generator).contiguous(memory_format=memory_format)
+    layer = LocalContextNorm(4, window_cells=window, border=border)
+
+    with torch.inference_mode():
+        y = layer(x)
+
+    for top, bottom in ((0, 40), (4100, 4140), (8152, 8192)):
+        first, end = max(0, top - 2 * window), min(8192, bottom + 2 * window)  # what these rows see, and more
+        rows = x[:, :, first:end].contiguous()
+        moments = oracles.box_moments(rows, window=(window, window), group_size=4, border=border)
+        middle, variance = (oracles.per_channel(plane, 4) for plane in moments)
+        expected = ((rows.double() - middle) / (variance + 1e-5).sqrt())[:, :, top - first : bottom - first]
+        assert relative_rms(y[:, :, top:bottom], expected=expected) < max(2e-6, 4e-8 * mean)
+
+
 # --- where they cannot be had -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def fresh_loops() -> Iterator[None]:
     """Look for the loops anew, in the test and after it."""
-    for cached in (compiled._loops, compiled._find_fault):
+    for cached in (compiled._loops, compiled._warn_of):
         cached.cache_clear()
     yield
-    for cached in (compiled._loops, compiled._find_fault):
+    for cached in (compiled._loops, compiled._warn_of):
         cached.cache_clear()
 
 
@@ -244,6 +267,25 @@ def test_plain_torch_by_the_environment() -> None:
     )
 
     assert done.stdout.strip() == "None"
+
+
+@pytest.mark.usefixtures("fresh_loops")
+def test_switchable_norm_alone_does_not_wait_for_the_loops_of_local_context_norm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    import_module = importlib.import_module
+
+    def note(name: str) -> ModuleType:
+        asked.append(name)
+        return import_module(name)
+
+    monkeypatch.setattr(importlib, "import_module", note)
+
+    SwitchableNorm(4)(torch.rand(2, 4, 9, 9))
+
+    assert "geonorm.norms.plane_loops" in asked
+    assert "geonorm.norms.loops" not in asked
 
 
 def test_float64_and_empty_maps_are_left_to_plain_torch() -> None:
