@@ -276,9 +276,9 @@ def test_switchable_norm_alone_does_not_wait_for_the_loops_of_local_context_norm
     asked: list[str] = []
     import_module = importlib.import_module
 
-    def note(name: str) -> ModuleType:
+    def note(name: str, package: str | None = None) -> ModuleType:
         asked.append(name)
-        return import_module(name)
+        return import_module(name, package)
 
     monkeypatch.setattr(importlib, "import_module", note)
 
