@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--core_px", default="512", help="side of the square one network call writes, or auto")
     add_tiling(parser)
     parser.add_argument(
+        "--engine",
+        choices=("auto", "tiles", "rows"),
+        default="auto",
+        help="tiles with halos, or rows in one stream, each computed once; auto: whichever computes less",
+    )
+    parser.add_argument(
         "--blend", choices=("none", "linear", "hann"), default="none", help="average the tiles where they overlap"
     )
     parser.add_argument(
@@ -97,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "core_px": core_px,
         "halo": halo,
+        "engine": options.engine,
         "grid_offset_px": tuple(options.grid_offset_px),
         "blend": options.blend,
         "tta": options.tta,

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from geonorm.models.predictor import predictor
+from geonorm.models import TileGeometry
+from geonorm.models.predictor import RowPredictor, predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.tiling.engine import Predict
 
@@ -75,6 +76,24 @@ def activations(predict: Predict, shape: tuple[int, ...], dtype: torch.dtype, de
         heap_bytes=times * counter.heap_peak_bytes,
         logits_shape=(shape[0], *logits.shape[1:]),
     )
+
+
+def stream_bytes(rows: RowPredictor, geometry: TileGeometry, *, width_px: int, step_px: int) -> tuple[int, int]:
+    """Return how many bytes of tensors are alive at once, at most, while an image goes by in rows; and of small ones.
+
+    Args:
+        rows: The network.
+        geometry: What it sees.
+        width_px: Columns of the image.
+        step_px: Rows that go in at a time.
+    """
+    # Until all rows that are ever kept at once have come in, and some more have gone through.
+    height_px = geometry.read_px(2 * (geometry.core_halo_px or 0) + 2 * geometry.margin_px + 4 * step_px)
+    peak = heap_peak = 0
+    for sizes in rows.tensor_bytes(height_px, width_px, step_px):
+        peak = max(peak, sum(sizes))
+        heap_peak = max(heap_peak, sum(size for size in sizes if size < HEAP_BYTES))
+    return peak, heap_peak
 
 
 class _Counter(TorchDispatchMode):

@@ -38,6 +38,7 @@ def setting_facts(network: nn.Module, reader: RasterSource, options: Options) ->
         "weights": weights_hash(network),
         "core_px": options.core_px,
         "halo": options.halo,
+        "engine": options.engine,
         "grid_offset_px": list(options.grid_offset_px),
         "blend": options.blend,
         "tta": options.tta,

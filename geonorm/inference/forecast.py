@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from geonorm.raster.window import Window
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import blend_px
 from geonorm.tiling.engine import Halving, core_of, labels_of, view_of
-from geonorm.tiling.plan import Plan
+from geonorm.tiling.plan import Plan, Span, Stretch
+from geonorm.tiling.rows import BAND_PX, runs_of, stretch_of
 from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
 
 CORES_PX = (256, 512, 1024, 2048)
@@ -58,9 +59,11 @@ class Forecast:
     disk_bytes: int
     """Upper bound of what lies beside the target at once, the target included."""
     tiles: int
-    """Tiles at most: those without data are passed over."""
+    """Tiles at most: those without data are passed over. Of a raster that goes through in rows, its rows."""
     seconds: float | None
-    """Time for all tiles, reading included; None where it was not measured."""
+    """Time for all of them, reading included; None where it was not measured."""
+    unit: Literal["tiles", "rows"] = "tiles"
+    """What goes through."""
 
     @property
     def memory_bytes(self) -> int:
@@ -76,10 +79,12 @@ class Forecast:
             lines.append(f"device   about {_bytes_in_words(self.device_bytes)}, and what CUDA itself takes")
         lines.append(f"disk     at most {_bytes_in_words(self.disk_bytes)} beside the target")
         if self.seconds is None:
-            lines.append(f"time     not measured, {self.tiles:,} tiles at most")
+            lines.append(f"time     not measured, {self.tiles:,} {self.unit} at most")
         else:
             each = _time_in_words(self.seconds / max(1, self.tiles))
-            lines.append(f"time     about {_time_in_words(self.seconds)}, {self.tiles:,} tiles at most of {each} each")
+            lines.append(
+                f"time     about {_time_in_words(self.seconds)}, {self.tiles:,} {self.unit} at most of {each} each"
+            )
         return "\n".join(lines)
 
 
@@ -112,26 +117,33 @@ def forecast(
     on_host = device.type == "cpu"
     read_px = [max(read.px for read in next(axis.spans()).reads) for axis in plan.axes]
     raw = job.reader.dtype if job.reader.dtype.type in AS_THEY_ARE else np.dtype(np.float32)
-    shape = (min(batch_size, plan.axes[1].num_cores), len(job.reader.bands), *read_px)
-    alive = activations(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
-    network_bytes = alive.peak_bytes + 4 * math.prod(alive.logits_shape)  # those of the batch before are still there
-    if plan.phases > 1:  # the sum of those before
-        network_bytes += 4 * math.prod(alive.logits_shape[:2]) * plan.core_px**2
+    bands = len(job.reader.bands)
+    if job.rows is not None:
+        shape: tuple[int, ...] = (1, bands, job.rows.plan.step_px, job.rows.plan.widest_px(plan))
+        network_bytes, heap_bytes, blended_bytes = job.rows.peak_bytes, job.rows.heap_bytes, 0
+    else:
+        shape = (min(batch_size, plan.axes[1].num_cores), bands, *read_px)
+        alive = activations(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
+        # The logits of the batch before are still there.
+        network_bytes, heap_bytes = alive.peak_bytes + 4 * math.prod(alive.logits_shape), alive.heap_bytes
+        if plan.phases > 1:  # the sum of those before
+            network_bytes += 4 * math.prod(alive.logits_shape[:2]) * plan.core_px**2
+        blended_bytes = 0 if job.blend == "none" else _blending_bytes(plan, alive.logits_shape[1])
     memory = {
         "process": resident_bytes(),
         "network": network_bytes if on_host else 0,
         # Cut out, filled, and stacked.
         "tiles": math.prod(shape) * (job.reader.dtype.itemsize + 1 + 2 * raw.itemsize),
         "pixels read ahead": _supply_bytes(job),
-        "strips": STRIPS_ALIVE * plan.core_px * plan.width * (kept_bytes_per_px + 1),
-        "blended rows": 0 if job.blend == "none" else _blending_bytes(plan, alive.logits_shape[1]),
+        "strips": _strips_alive(job) * plan.core_px * plan.width * (kept_bytes_per_px + 1),
+        "blended rows": blended_bytes,
         "GDAL": 2 * CACHE_BYTES + 2 * _block_bytes(job),
     }
     growth = sum(memory.values()) - memory["process"]
-    gaps = GAPS_SHARE * alive.heap_bytes if on_host else 0
+    gaps = GAPS_SHARE * heap_bytes if on_host else 0
     libraries = LIBRARIES_BYTES if on_host else GPU_LIBRARIES_BYTES
     memory["slack"] = libraries + round(gaps + SLACK_SHARE * growth)
-    tiles = _num_tiles(job, skip)
+    tiles = _num_tiles(job, skip) if job.rows is None else _num_rows(job, skip)
     weights = sum(value.numel() * value.element_size() for value in job.model.network.state_dict().values())
     return Forecast(
         memory=memory,
@@ -139,8 +151,24 @@ def forecast(
         # In the journal, and in the map with its overviews.
         disk_bytes=plan.height * plan.width * kept_bytes_per_px * 7 // 3,
         tiles=tiles,
-        seconds=tiles * _seconds_per_tile(job, batch_size, progress=progress) if probe else None,
+        seconds=_seconds(job, tiles, batch_size, progress=progress) if probe else None,
+        unit="tiles" if job.rows is None else "rows",
     )
+
+
+def _strips_alive(job: Job) -> int:
+    """Return how many strips are held at once: of rows, those too whose pixels have come in and labels not yet."""
+    if job.rows is None:
+        return STRIPS_ALIVE
+    if job.rows.plan.block_px is not None:
+        return STRIPS_ALIVE + -(-BAND_PX // job.plan.core_px)
+    return STRIPS_ALIVE + -(-job.plan.axes[0].aligned_halo_px // job.plan.core_px)
+
+
+def _seconds(job: Job, num: int, batch_size: int, *, progress: bool) -> float:
+    """Return the time for all tiles, or all rows."""
+    each = _seconds_per_tile(job, batch_size, progress=progress) if job.rows is None else _seconds_per_row(job)
+    return num * each
 
 
 def choose_core_px(
@@ -246,6 +274,34 @@ def _num_tiles(job: Job, skip: Collection[int]) -> int:
             wanted = np.ones(job.plan.width, np.bool_) if job.counts is None else job.counts(window).any(axis=0)
             tiles += int(np.logical_or.reduceat(wanted, [span.core_start for span in cols]).sum())
     return tiles
+
+
+def _num_rows(job: Job, skip: Collection[int]) -> int:
+    """Return the rows that go through, those of halos included."""
+    assert job.rows is not None
+    spans = [span for span in job.plan.axes[0].spans() if span.core_start not in skip]
+    return sum(stretch_of(band).px for run in runs_of(job.plan, spans) for band in job.rows.plan.bands(run))
+
+
+def _seconds_per_row(job: Job) -> float:
+    """Return how long a row takes, reading included, from a few columns in the middle of the raster."""
+    assert job.rows is not None
+    plan, step_px = job.plan, job.rows.plan.step_px
+    rows, cols = ([*axis.spans()] for axis in plan.axes)
+    some = stretch_of([cols[len(cols) // 2]])
+    halo_px, height = plan.axes[0].aligned_halo_px, stretch_of(rows).px
+    needed = min(height, plan.network.side_px(2 * halo_px + 4 * step_px))
+    start = stretch_of(rows).start + (height - needed) // 2 // plan.network.stride_px * plan.network.stride_px
+    began = time.perf_counter()
+    run = job.rows.network(needed)
+    for row in range(start, start + needed, step_px):
+        span = Span(0, plan.height, (Stretch(row, min(step_px, start + needed - row)),))
+        view = view_of(job.reader.read, plan, span, [Span(0, plan.width, (some,))], fill=job.fill)
+        logits = run.push(view.tiles(span.reads[0], [some]))
+        if logits is not None:
+            labels_of(logits).cpu()  # waits for a GPU
+    across = sum(stretch_of(block).px for block in job.rows.plan.blocks(cols))
+    return (time.perf_counter() - began) / needed * across / some.px
 
 
 def _seconds_per_tile(job: Job, batch_size: int, *, progress: bool) -> float:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from geonorm import __version__
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, name_some
+from geonorm.inference.engines import Rows
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo
 from geonorm.inference.views import Views
 from geonorm.models import TileGeometry, tile_geometry
@@ -25,8 +26,9 @@ from geonorm.raster.resample import Resampled
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import Blend
-from geonorm.tiling.engine import Counts, Predict, Strip, labels_of, predict_strips, predict_whole
+from geonorm.tiling.engine import Counts, Predict, Strip, labels_of, predict_strips, predict_whole, shape_of
 from geonorm.tiling.plan import Plan
+from geonorm.tiling.rows import predict_rows
 from geonorm.tiling.supply import Supply
 
 Path = str | os.PathLike[str]
@@ -48,6 +50,10 @@ class Job:
     counts: Counts | None = None
     rounding: tuple[str, ...] = ()
     """What makes the logits of a pixel follow from the tiles within rounding, such as half precision."""
+    rows: Rows | None = None
+    """How the raster goes through in one stream; None: in tiles."""
+    engine: str = ""
+    """Why that way, for the user; empty where there was no choice."""
 
     @property
     def is_resampled(self) -> bool:
@@ -64,9 +70,8 @@ class Job:
         title: str = "labelling",
     ) -> Iterator[Strip]:
         """Yield the raster's strips from the top; see `geonorm.tiling.engine.predict_strips`."""
-        rows, cols = self.plan.axes
-        to_do = cols.num_cores * sum(row.core_start not in skip for row in rows.spans())
-        bar = tqdm(total=to_do, unit="tile", desc=title, disable=not (progress and to_do))
+        to_do, unit = self._to_do(skip)
+        bar = tqdm(total=to_do, unit=unit, desc=title, disable=not (progress and to_do))
         # A reader of its own for the thread that reads ahead.
         with self.reader.reopen() as ahead, bar:
             supply = Supply(
@@ -78,6 +83,19 @@ class Job:
                 holds_data=ahead.holds_data,
             )
             with supply:
+                if self.rows is not None:
+                    yield from predict_rows(
+                        supply,
+                        self.rows.network,
+                        self.plan,
+                        self.rows.plan,
+                        blank=lambda height: self._blank(finish, height),
+                        finish=finish,
+                        skip=skip,
+                        counts=self.counts,
+                        on_rows=bar.update,
+                    )
+                    return
                 yield from predict_strips(
                     self.reader.read,
                     self.predict,
@@ -91,6 +109,20 @@ class Job:
                     supply=supply,
                     on_tiles=bar.update,
                 )
+
+    def _to_do(self, skip: Collection[int]) -> tuple[int, str]:
+        """Return the number of pieces of work, and what they are."""
+        rows, cols = self.plan.axes
+        to_do = [row for row in rows.spans() if row.core_start not in skip]
+        if self.rows is None:
+            return cols.num_cores * len(to_do), "tile"
+        blocks = len(self.rows.plan.blocks([*cols.spans()]))
+        return blocks * sum(row.core_stop - row.core_start for row in to_do), "row"
+
+    def _blank(self, finish: Callable[[Tensor], Tensor], height: int) -> Tensor:
+        """Return what rows without a pixel of data hold."""
+        shape, dtype = shape_of(self.predict, self.plan, self.fill, finish)
+        return torch.zeros((*shape, height, self.plan.width), dtype=dtype)
 
     def whole(self, *, finish: Callable[[Tensor], Tensor] = labels_of) -> Strip:
         """Return the whole-image pass, for rasters small enough."""
@@ -113,7 +145,10 @@ class Job:
                 f"source   {source.path}: {plan.height} rows x {plan.width} columns, {len(source.bands)} bands, "
                 f"{source.dtype}{f', resampled to {source.resolution:.3g} m' if self.is_resampled else ''}",
                 f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
-                f"{copies * plan.overhead:.2f} times the compute",
+                f"{copies * plan.overhead:.2f} times the compute"
+                if self.rows is None
+                else self._rows_in_words(self.rows),
+                *([f"engine   {self.engine}"] if self.engine else []),
                 f"halo     {self.halo.why}",
                 *self._phases_in_words(),
                 f"labels   {self._dependence_in_words()}",
@@ -133,6 +168,7 @@ class Job:
             "geonorm_core_px": str(self.plan.core_px),
             "geonorm_halo_px": str(self.plan.axes[0].aligned_halo_px),
             "geonorm_halo_kind": self.halo.kind,
+            **({} if self.rows is None else {"geonorm_engine": "rows"}),
             "geonorm_stride_px": str(self.plan.network.stride_px),
             "geonorm_grid_offset_px": json.dumps(list(self.plan.grid_offset_px)),
             **({"geonorm_resolution_m": f"{self.reader.resolution:.6g}"} if self.is_resampled else {}),
@@ -141,6 +177,16 @@ class Job:
             **({"geonorm_rounding": ", ".join(self.rounding)} if self.rounding else {}),
             "geonorm_tile_independent": self._tile_independent(),
         }
+
+    def _rows_in_words(self, rows: Rows) -> str:
+        blocks = rows.plan.blocks([*self.plan.axes[1].spans()])
+        across = (
+            f" in {len(blocks)} blocks of up to {rows.plan.widest_px(self.plan)} columns" if len(blocks) > 1 else ""
+        )
+        return (
+            f"rows     {rows.plan.step_px} at a time through the network{across}, each computed once; "
+            f"strips of {self.plan.core_px}"
+        )
 
     def _phases_in_words(self) -> list[str]:
         plan = self.plan
@@ -176,6 +222,8 @@ def prepare(
     compile: bool = False,
     blend: Blend = "none",
     counts: Counts | None = None,
+    rows: Rows | None = None,
+    engine: str = "",
     progress: bool = False,
 ) -> Job:
     """Return the job of labelling an open raster; choose its halo, and warn where labels depend on the tiles.
@@ -195,6 +243,8 @@ def prepare(
         compile: See there.
         blend: See there.
         counts: Which pixels are wanted; all where None.
+        rows: How the raster goes through in one stream; None: in tiles.
+        engine: Why that way, for the user.
         progress: Show a progress bar while a halo is measured.
     """
     geometry = model.geometry
@@ -212,7 +262,7 @@ def prepare(
     predict = predictor(
         model.network, torch.device(device), precision=precision, tta=views.orientations, compile=compile
     )
-    choice = known_halo
+    choice = known_halo if rows is None else rows.halo(geometry)
     if choice is None:  # measured at one phase: how far the network sees is much the same at all
         with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
             choice = choose_halo(
@@ -237,6 +287,8 @@ def prepare(
         tta=tta,
         counts=counts,
         rounding=tuple([precision] * (precision != "32-true") + ["compiled"] * compile),
+        rows=rows,
+        engine=engine,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from geonorm.errors import InvalidConfigError
+from geonorm.inference.engines import Engine
 from geonorm.inference.halo import Halo
 from geonorm.inference.outputs import Output
 from geonorm.inference.shards import WHOLE, Shard
@@ -34,6 +35,10 @@ class Options:
     there is and what the exact halo costs."""
     halo: Halo = "auto"
     """Pixels read beyond the core: ``"exact"``, ``"measured"``, a number, or ``"auto"``."""
+    engine: Engine = "auto"
+    """``"tiles"``: every tile is read with a halo of its own. ``"rows"``: the raster goes through the network in one
+    stream, in which every row is computed once; for networks with an exact halo. ``"auto"``: whichever computes less
+    with the exact halo. The labels are the same."""
     grid_offset_px: tuple[int, int] = (0, 0)
     """Rows and columns by which the grid is moved from the origin of the CRS."""
     blend: Blend = "none"
@@ -89,6 +94,7 @@ class Options:
         check_batch_size(self.batch_size)
         Views.parse(self.tta)
         for name, allowed in (
+            ("engine", get_args(Engine)),
             ("blend", get_args(Blend)),
             ("precision", get_args(Precision)),
             ("nodata_rule", get_args(NodataRule)),

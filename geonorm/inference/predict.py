@@ -175,9 +175,14 @@ def _label(
         work.strips.target,
         work.facts,
         rows=work.plan.rows,
-        plan={"core": work.core, "halo": asdict(work.job.halo), "assembly": work.plan.as_plain()},
+        plan={
+            "core": work.core,
+            "halo": asdict(work.job.halo),
+            "engine": [work.job.rows and work.job.rows.as_plain(), work.job.engine],
+            "assembly": work.plan.as_plain(),
+        },
         shard=options.shard,
-        contiguous=options.blend != "none",
+        contiguous=options.blend != "none" or options.engine != "tiles",
         restart=options.restart,
     )
     with journal:

@@ -14,8 +14,9 @@ from typing import Any
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import Assembly, Piece, PolygonPlan
+from geonorm.inference.engines import Rows, Wish, choose_rows, known_rows
 from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
-from geonorm.inference.forecast import choose_core_px
+from geonorm.inference.forecast import USUAL_CORE_PX, choose_core_px
 from geonorm.inference.halo import HaloChoice
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.journal import StripFolder
@@ -31,6 +32,7 @@ from geonorm.raster.resample import Resampled
 from geonorm.raster.window import Window
 from geonorm.raster.write import check_target
 from geonorm.tasks.checkpoint import TrainedModel
+from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan
 
 Path = str | os.PathLike[str]
@@ -151,6 +153,10 @@ def prepare_work(
             batch_size=options.batch_size,
             phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
         )
+    rows, engine = _rows_of(model, reader, core[0], options, known, device)
+    if rows is not None and options.core_px == "auto" and not known:
+        stride = model.geometry.stride_px
+        core = -(-USUAL_CORE_PX // stride) * stride, ""
     job = prepare(
         model,
         reader,
@@ -164,6 +170,8 @@ def prepare_work(
         compile=options.compile,
         blend=options.blend,
         counts=None if area is None else area.inside,
+        rows=rows,
+        engine=engine,
         progress=options.progress,
     )
     bounds = plan.bounds
@@ -197,6 +205,36 @@ def prepare_work(
         config=config,
         core=core,
     )
+
+
+def _rows_of(
+    model: TrainedModel, reader: RasterSource, core_px: int, options: Options, known: Mapping[str, Any], device: str
+) -> tuple[Rows | None, str]:
+    """Return how the raster goes through in rows, None where it goes in tiles; and why."""
+    if known:
+        earlier, why = known["engine"]
+        if earlier is None:
+            return None, why
+        rows = known_rows(earlier, model.network, model.geometry, precision=options.precision, device=device)
+        return rows, why
+    plan = Plan(
+        height=reader.grid.height,
+        width=reader.grid.width,
+        core_px=core_px,
+        network=network_of(model.geometry),
+        first_index=reader.grid.first_index,
+        grid_offset_px=options.grid_offset_px,
+    )
+    wish = Wish(
+        engine=options.engine,
+        halo=options.halo,
+        blend=options.blend,
+        phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
+        tta=options.tta,
+        compile=options.compile,
+        precision=options.precision,
+    )
+    return choose_rows(model.network, model.geometry, plan, wish=wish, device=device)
 
 
 def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:
@@ -253,11 +291,11 @@ def _window_on(grid: Grid, other: Grid) -> Window:
 
 
 def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run with the same settings has chosen: ``core`` and ``halo``."""
+    """Return what an earlier run with the same settings has chosen: ``core``, ``halo`` and ``engine``."""
     earlier, facts = strips.read_plan(), json.loads(json.dumps(facts))
     if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
         return {}
-    return {name: earlier[name] for name in ("core", "halo")}
+    return {name: earlier[name] for name in ("core", "halo", "engine")}
 
 
 def _is_made(target: FilePath, config: str) -> bool:

@@ -8,8 +8,7 @@ kept for the cells of one such block. An operator without a rule makes the model
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -22,11 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-import geonorm.norms  # noqa: F401 - registers the operator that the last rule names
 from geonorm.errors import InvalidConfigError
+from geonorm.models.operators import ONE, SeesEverythingError, Taps, as_usual, call_of, naming, taps_of, tensors_in
 from geonorm.models.rescale import Rescale
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,24 +140,13 @@ def _traced(
     while True:
         trace = _Trace(block)
         look(trace)
-        with torch.no_grad(), _as_usual(), trace.naming(ghost), trace:
+        with torch.no_grad(), as_usual(), naming(ghost, trace.where), trace:
             image = torch.empty(1, bands, side, side, device="meta")
             trace.start(image)
             output = ghost(image)
         if trace.needed_block == block:
             return trace, output
         block = trace.needed_block
-
-
-@contextmanager
-def _as_usual() -> Iterator[None]:
-    """Turn torch's deterministic mode off for a while: it takes upsampling apart into operators that gather."""
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("default")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
 
 
 @dataclass(frozen=True)
@@ -179,7 +165,7 @@ class Reach:
 def _summary(trace: _Trace, ghost: nn.Module, output: Tensor, *, side: int, bands: int) -> TileGeometry:
     reach = trace.reach_of(output)
     margin, odd = divmod(side - output.shape[-1], 2)
-    if reach is not None and (odd or margin < 0 or reach.stride != _whole(1)):
+    if reach is not None and (odd or margin < 0 or reach.stride != ONE):
         trace.unbounded.append(f"output of {output.shape[-1]} px for an input of {side} px")
         reach = None
     stride = lcm(*(s.numerator for s in trace.strides))
@@ -257,7 +243,7 @@ class _Trace(TorchDispatchMode):
         self.strides: set[Fraction] = {Fraction(1)}
         self.unbounded: list[str] = []
         self._reaches: Any = WeakIdKeyDictionary()
-        self._where: list[str] = []
+        self.where: list[str] = []
 
     def start(self, image: Tensor) -> None:
         """Let every pixel of the input depend on itself."""
@@ -268,38 +254,22 @@ class _Trace(TorchDispatchMode):
         """Return the reach of a tensor; None where it has none (a weight, a pooled value)."""
         return self._reaches.get(value) if isinstance(value, Tensor) else None
 
-    @contextmanager
-    def naming(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which module is running."""
-        handles = []
-        for name, module in model.named_modules():
-            label = f"{name or 'model'} ({type(module).__name__})"
-            handles.append(module.register_forward_pre_hook(lambda *_, label=label: self._where.append(label)))
-            handles.append(module.register_forward_hook(lambda *_: self._where.pop() and None))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         # Before the call, since an operator that works in place hands back its own argument.
-        sources = [reach for reach in map(self.reach_of, _tensors(args, kwargs)) if reach is not None]
+        sources = {value: reach for value in tensors_in(args, kwargs) if (reach := self.reach_of(value)) is not None}
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, tuple | list) else (result,)
         output = outputs[0]
         if not sources or not isinstance(output, Tensor):
             return result
 
-        rule = RULES.get(func.overloadpacket)
         try:
-            if rule is None or _writes_into_a_part(func, output):
-                raise _SeesEverythingError
-            reach = rule(self, sources, output, **_named(func, args, kwargs))
-        except _SeesEverythingError:
+            taps = taps_of(func, call_of(func, args, kwargs, output, lambda value: self.reach_of(value) is not None))
+            reach = _taps(self, _union([sources[taps.only]] if taps.only is not None else [*sources.values()]), taps)
+        except SeesEverythingError:
             self._note(func)
             reach = self._as_if_local(args, kwargs, output)
         if reach is not None:
@@ -310,20 +280,20 @@ class _Trace(TorchDispatchMode):
         return result
 
     def _note(self, func: Any) -> None:
-        where = self._where[-1] if self._where else "model"
+        where = self.where[-1] if self.where else "model"
         operator = func.overloadpacket.__name__
         self.unbounded.append(where if operator in STATISTICS else f"{where}: {operator}")
 
     def _as_if_local(self, args: Any, kwargs: dict[str, Any], output: Tensor) -> Reach | None:
         """Return the reach that the result would have if the operator saw a cell and its neighbours only."""
-        for image in _tensors(args, kwargs):
+        for image in tensors_in(args, kwargs):
             reach = self.reach_of(image)
             if reach is None or image.dim() != 4 or output.dim() != 4 or 1 in output.shape[-2:]:
                 continue
             steps = [Fraction(image.shape[dim], output.shape[dim]) for dim in (-2, -1)]
             if all(step.numerator == 1 or step.denominator == 1 for step in steps):
                 taps = range(1) if steps == [1, 1] else range(-1, 2)
-                return _taps(self, reach, (taps, taps), (steps[0], steps[1]))
+                return _taps(self, reach, Taps(taps, taps, (steps[0], steps[1])))
         return None
 
     def coarser(self, stride: Fraction) -> bool:
@@ -334,38 +304,14 @@ class _Trace(TorchDispatchMode):
         return True
 
 
-class _SeesEverythingError(Exception):
-    """An operator whose result depends on the whole map, or whose reach no rule tells."""
-
-
-def _writes_into_a_part(func: Any, output: Tensor) -> bool:
-    """Say whether an operator works in place on a view, so that the rest of the map does not hear of it."""
-    return func._schema.is_mutable and output.untyped_storage().nbytes() > output.numel() * output.element_size()
-
-
 STATISTICS = {"native_group_norm", "native_layer_norm", "var_mean", "mean", "native_batch_norm", "plane_moments"}
 """Operators that a module stands for: the module's name says enough."""
-
-
-def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, Tensor))
-
-
-def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name, defaults included."""
-    named = {arg.name: arg.default_value for arg in func._schema.arguments if arg.has_default_value()}
-    named.update(zip((arg.name for arg in func._schema.arguments), args, strict=False))
-    return {**named, **kwargs}
 
 
 def _union(sources: list[Reach]) -> Reach:
     """Return the reach of a result that uses the same cell of several tensors."""
     if len({source.stride for source in sources}) > 1:
-        raise _SeesEverythingError
+        raise SeesEverythingError
     first, *rest = sources
     lo, hi = first.lo, first.hi
     for source in rest:
@@ -374,17 +320,20 @@ def _union(sources: list[Reach]) -> Reach:
     return Reach(first.stride, lo, hi)
 
 
-def _taps(trace: _Trace, source: Reach, taps: tuple[range, range], step: tuple[Fraction, Fraction]) -> Reach | None:
-    """Return the reach of a result whose cell ``i`` uses the cells ``floor(i * step) + tap`` of its source."""
+def _taps(trace: _Trace, source: Reach, taps: Taps) -> Reach | None:
+    """Return the reach of a result that uses some cells of its source."""
+    if taps.is_same:
+        return source
+    step = taps.step
     stride = (source.stride[0] * step[0], source.stride[1] * step[1])
     if not all(trace.coarser(s) for s in stride):
         return None
     lows, highs = [], []
-    for axis in (0, 1):
+    for axis, used in enumerate((taps.rows, taps.cols)):
         cells = np.arange(int(trace.block / stride[axis]))
         centre = np.floor_divide(cells * step[axis].numerator, step[axis].denominator)
-        lows.append(_at(trace, source.lo[axis], centre + taps[axis][0]))
-        highs.append(_at(trace, source.hi[axis], centre + taps[axis][-1]))
+        lows.append(_at(trace, source.lo[axis], centre + used[0]))
+        highs.append(_at(trace, source.hi[axis], centre + used[-1]))
     return Reach(stride, (lows[0], lows[1]), (highs[0], highs[1]))
 
 
@@ -392,222 +341,3 @@ def _at(trace: _Trace, ranges: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Return the ends of the ranges of any cells; beyond the block they repeat, moved by one block."""
     blocks, within = np.divmod(cells, len(ranges))
     return ranges[within] + blocks * trace.block
-
-
-def _whole(value: int) -> tuple[Fraction, Fraction]:
-    return Fraction(value), Fraction(value)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return (values[0], values[-1])
-
-
-# Rules: (trace, reaches of the arguments, output, arguments by name) -> reach of the output.
-
-
-def _pointwise(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    for value in _tensors((), call):
-        # A map that comes from nowhere, such as a ramp, knows where in the tile a pixel lies.
-        if trace.reach_of(value) is None and max(value.shape[-2:], default=1) > 1:
-            raise _SeesEverythingError
-    return _union(sources)
-
-
-def _plane_affine(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    """One affine map per channel; where its numbers come from is the matter of other operators."""
-    return _union(sources)
-
-
-def _copied(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    reach = trace.reach_of(call["src"])
-    if reach is None:
-        raise _SeesEverythingError
-    return reach
-
-
-def _concatenated(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    if call["dim"] % output.dim() >= output.dim() - 2:
-        raise _SeesEverythingError
-    return _pointwise(trace, sources, output, **call)
-
-
-def _over_channels(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    dim, ndim = call.get("dim"), call["self"].dim()
-    dims = {d % ndim for d in ([dim] if isinstance(dim, int) else dim or range(ndim))}
-    if dims & {ndim - 1, ndim - 2}:
-        raise _SeesEverythingError
-    return _union(sources)
-
-
-def _stack(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    if call["dim"] % output.dim() >= output.dim() - 2:
-        raise _SeesEverythingError
-    return _union(sources)
-
-
-def _convolution(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    kernel = call["weight"].shape[-2:]
-    stride, padding, dilation = (_pair(call[name]) for name in ("stride", "padding", "dilation"))
-    if not call["transposed"]:
-        taps = _window_taps(kernel, padding, dilation)
-        return _taps(trace, sources[0], taps, (Fraction(stride[0]), Fraction(stride[1])))
-    # Output cell i uses the input cells (i + padding - dilation * tap) / stride, where that is whole.
-    ranges = [
-        range(-((d * (k - 1) - p) // s), (s - 1 + p) // s + 1)
-        for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
-    ]
-    return _taps(trace, sources[0], (ranges[0], ranges[1]), (Fraction(1, stride[0]), Fraction(1, stride[1])))
-
-
-def _pool(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    kernel, padding = _pair(call["kernel_size"]), _pair(call["padding"])
-    stride = _pair(call["stride"] or call["kernel_size"])
-    dilation = _pair(call.get("dilation", 1))
-    taps = _window_taps(kernel, padding, dilation)
-    return _taps(trace, sources[0], taps, (Fraction(stride[0]), Fraction(stride[1])))
-
-
-def _window_taps(kernel: Any, padding: Any, dilation: Any) -> tuple[range, range]:
-    rows, cols = (range(-p, d * (k - 1) - p + 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
-    return rows, cols
-
-
-def _upsample(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    image = call["input"] if "input" in call else call["self"]
-    factors = [Fraction(output.shape[dim], image.shape[dim]) for dim in (-2, -1)]
-    if call.get("align_corners") or any(factor.denominator > 1 for factor in factors):
-        raise _SeesEverythingError
-    nearest = "align_corners" not in call
-    taps = range(1) if nearest else range(-1, 2)
-    return _taps(trace, sources[0], (taps, taps), (1 / factors[0], 1 / factors[1]))
-
-
-def _pixel_shuffle(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    step = Fraction(1, call["upscale_factor"])
-    return _taps(trace, sources[0], (range(1), range(1)), (step, step))
-
-
-def _same_cells(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    # In row-major order the last two axes keep their cells if they keep their lengths.
-    if output.shape[-2:] != call["self"].shape[-2:]:
-        raise _SeesEverythingError
-    return sources[0]
-
-
-def _slice(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    ndim = call["self"].dim()
-    dim = call["dim"] % ndim
-    if dim < ndim - 2:
-        return sources[0]
-    start = call["start"] or 0
-    if call["step"] != 1 or start < 0:
-        raise _SeesEverythingError
-    taps = (range(start, start + 1), range(1)) if dim == ndim - 2 else (range(1), range(start, start + 1))
-    return _taps(trace, sources[0], taps, _whole(1))
-
-
-def _pad(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    given = call["pad"] if "pad" in call else call["padding"]
-    pads = [*given, 0, 0, 0, 0][:4]
-    return _taps(trace, sources[0], (range(-pads[2], -pads[2] + 1), range(-pads[0], -pads[0] + 1)), _whole(1))
-
-
-def _batch_norm(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach:
-    if call.get("training", False):
-        raise _SeesEverythingError
-    return _union(sources)
-
-
-def _local_context_norm(trace: _Trace, sources: list[Reach], output: Tensor, **call: Any) -> Reach | None:
-    rows, cols = (range(-((size - 1) // 2), size - (size - 1) // 2) for size in call["window"])
-    return _taps(trace, sources[0], (rows, cols), _whole(1))
-
-
-_POINTWISE = [
-    "abs",
-    "add",
-    "add_",
-    "addcmul",
-    "alias",
-    "clamp",
-    "clamp_",
-    "clamp_min",
-    "clone",
-    "contiguous",
-    "detach",
-    "div",
-    "div_",
-    "dropout",
-    "elu",
-    "elu_",
-    "exp",
-    "gelu",
-    "hardsigmoid",
-    "hardsigmoid_",
-    "hardswish",
-    "hardswish_",
-    "hardtanh",
-    "hardtanh_",
-    "leaky_relu",
-    "leaky_relu_",
-    "lift_fresh",
-    "maximum",
-    "minimum",
-    "mul",
-    "mul_",
-    "neg",
-    "pow",
-    "relu",
-    "relu_",
-    "rsqrt",
-    "rsub",
-    "sigmoid",
-    "sigmoid_",
-    "silu",
-    "silu_",
-    "softplus",
-    "sqrt",
-    "sub",
-    "sub_",
-    "tanh",
-    "tanh_",
-    "where",
-    "_prelu_kernel",
-    "_to_copy",
-]
-
-RULES: dict[Any, Callable[..., Reach | None]] = {
-    **{getattr(aten, name): _pointwise for name in _POINTWISE if hasattr(aten, name)},
-    aten.cat: _concatenated,
-    aten.copy_: _copied,
-    aten._softmax: _over_channels,
-    aten._log_softmax: _over_channels,
-    aten.mean: _over_channels,
-    aten.var_mean: _over_channels,
-    aten.sum: _over_channels,
-    aten.amax: _over_channels,
-    aten.stack: _stack,
-    aten.convolution: _convolution,
-    aten.max_pool2d_with_indices: _pool,
-    aten.max_pool2d: _pool,
-    aten.avg_pool2d: _pool,
-    aten.upsample_nearest2d: _upsample,
-    aten._upsample_nearest_exact2d: _upsample,
-    aten.upsample_bilinear2d: _upsample,
-    aten.pixel_shuffle: _pixel_shuffle,
-    aten.slice: _slice,
-    aten.view: _same_cells,
-    aten._unsafe_view: _same_cells,
-    aten.unsqueeze: _same_cells,
-    aten.expand: _same_cells,
-    aten.constant_pad_nd: _pad,
-    aten.native_batch_norm: _batch_norm,
-    aten._native_batch_norm_legit: _batch_norm,
-    aten._native_batch_norm_legit_no_training: _batch_norm,
-    aten.replication_pad2d: _pad,
-    torch.ops.geonorm.local_context_norm: _local_context_norm,
-    torch.ops.geonorm.local_statistics: _local_context_norm,
-    torch.ops.geonorm.plane_affine: _plane_affine,
-}
-"""Operator -> rule. What is not here is unbounded."""

@@ -107,7 +107,7 @@ def predict_strips(
         for panel in panels:
             output = panel.output
             if output is None:
-                shape = shape or _shape_of(predict, plan, fill, finish)
+                shape = shape or shape_of(predict, plan, fill, finish)
                 output = torch.zeros((*shape[0], *panel.valid.shape), dtype=shape[1])
             shape = output.shape[:-2], output.dtype
             yield Strip(panel.row, output, panel.valid)
@@ -132,7 +132,7 @@ def predict_panel(
         counts: Which pixels are wanted, all where None.
         on_tiles: Called with the number of tiles done since the last call.
     """
-    window, valid = patch.core, _counted(view, patch.core, counts)
+    window, valid = patch.core, counted(view, patch.core, counts)
     wanted = [span for span in patch.cols if valid[:, _within(window, span)].any()]
     if len(wanted) < len(patch.cols):
         on_tiles(len(patch.cols) - len(wanted))
@@ -248,7 +248,7 @@ class Blended:
             self._on_tiles(len(batch))
         if total is not None:
             total.div_(weight.clamp(min=torch.finfo(weight.dtype).tiny))  # 0 where no tile went
-        valid = _counted(view, patch.core, self._counts)
+        valid = counted(view, patch.core, self._counts)
         return _BlendedRow(patch, top, total, self._weights[first : first + bottom - top], valid)
 
 
@@ -379,14 +379,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _shape_of(predict: Predict, plan: Plan, fill: Tensor, finish: Finish) -> tuple[Sequence[int], torch.dtype]:
+def shape_of(predict: Predict, plan: Plan, fill: Tensor, finish: Finish) -> tuple[Sequence[int], torch.dtype]:
     """Return what precedes rows and columns in the shape of an output, and its type: learnt from an empty tile."""
     side_px = plan.network.side_px(2 * plan.network.margin_px + 1)
     output = finish(predict(fill.to(torch.float32)[None, :, None, None].expand(-1, -1, side_px, side_px)))
     return output.shape[1:-2], output.dtype
 
 
-def _counted(view: View, window: Window, counts: Counts | None) -> NDArray[np.bool_]:
+def counted(view: View, window: Window, counts: Counts | None) -> NDArray[np.bool_]:
     """Return which pixels have data and are wanted."""
     valid = view.valid(window)
     return valid if counts is None else valid & counts(window)

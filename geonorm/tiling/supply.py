@@ -155,7 +155,7 @@ class Supply:
         self._plan = plan
         self._fill = fill
         self._dtype = dtype
-        self._holds_data = holds_data
+        self.holds_data = holds_data
         self._chunk_rows = chunk_rows(plan, block_rows)
         self._free: SimpleQueue[Read] = SimpleQueue()
         for read in reads:
@@ -190,7 +190,7 @@ class Supply:
     def _read(self, number: int) -> Chunk:
         first = number * self._chunk_rows
         window = Window(first, 0, min(self._chunk_rows, self._plan.height - first), self._plan.width)
-        if not self._holds_data(window):
+        if not self.holds_data(window):
             return Chunk(window, None, all_valid=False)
         read = self._free.get()
         try:

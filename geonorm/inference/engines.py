@@ -1,0 +1,182 @@
+"""Tiles, each with a halo of its own, or rows in one stream: which way a raster goes through the network, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from geonorm.errors import InvalidConfigError, name_some
+from geonorm.inference.activations import stream_bytes
+from geonorm.inference.halo import Halo, HaloChoice
+from geonorm.inference.memory import available_memory
+from geonorm.models import TileGeometry
+from geonorm.models.predictor import Precision, RowPredictor
+from geonorm.models.rows import NotByRowsError
+from geonorm.tiling.blending import Blend
+from geonorm.tiling.plan import Plan
+from geonorm.tiling.rows import RowPlan
+
+Engine = Literal["auto", "tiles", "rows"]
+
+STEP_PX, GPU_STEP_PX = 128, 512
+"""Rows that go in at a time: enough to keep the processor busy."""
+ROWS_SHARE = 1 / 3
+"""Of the free memory, what the rows that are kept may take."""
+MOST_BLOCKS = 64
+"""Into so many blocks of columns a raster is cut at most."""
+WORTH_IT = 0.95
+"""``engine="auto"`` takes rows where they cost less than this share of what exact tiles do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How a raster goes through a network in one stream."""
+
+    plan: RowPlan
+    network: RowPredictor
+    peak_bytes: int
+    """What the rows take that are kept, and those being made."""
+    heap_bytes: int
+    """The same, of small tensors alone."""
+    why: str
+    """For the user."""
+
+    def halo(self, geometry: TileGeometry) -> HaloChoice:
+        """Return the halo that is read where strips are taken up again."""
+        halo_px = geometry.core_halo_px or 0
+        why = f"exact halo of {halo_px} px, read only above and below strips that are labelled together"
+        if self.plan.block_px is not None:
+            why += ", and beside blocks of columns"
+        return HaloChoice(halo_px=halo_px, kind="exact", mismatch=None, reference_px=None, why=why)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return what another run needs to go on in the same way."""
+        return {
+            "step_px": self.plan.step_px,
+            "block_px": self.plan.block_px,
+            "bytes": [self.peak_bytes, self.heap_bytes],
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asks for, as far as it decides on the engine."""
+
+    engine: Engine
+    halo: Halo
+    blend: Blend
+    phases: int
+    tta: str
+    compile: bool
+    precision: Precision
+
+    def obstacle(self, geometry: TileGeometry) -> str | None:
+        """Return what asks for tiles, if anything does."""
+        if geometry.unbounded:
+            return f"{name_some(geometry.unbounded)} see the whole input"
+        exact_px = geometry.core_halo_px or 0
+        if self.halo == "measured" or (isinstance(self.halo, int) and self.halo < exact_px):
+            return f"rows have the exact halo of {exact_px} px, and halo={self.halo} asks for another"
+        for asked, why in (
+            (self.blend != "none", f"blend={self.blend} averages tiles"),
+            (self.phases > 1, f"tta={self.tta} reads every tile at several phases"),
+            (self.tta == "d4", "tta=d4 turns tiles"),
+            (self.compile, "compile=true compiles the network for tiles"),
+        ):
+            if asked:
+                return why
+        return None
+
+
+def choose_rows(
+    network: nn.Module,
+    geometry: TileGeometry,
+    plan: Plan,
+    *,
+    wish: Wish,
+    device: str,
+    memory_bytes: int | None = None,
+) -> tuple[Rows | None, str]:
+    """Return how a raster is to go through in rows, None where tiles are taken; and why.
+
+    Args:
+        network: Raw band values in, logits out.
+        geometry: What it sees.
+        plan: The tiles, with any halo.
+        wish: What the user asks for.
+        device: Where it is computed.
+        memory_bytes: Free memory of the device; what there is where None.
+
+    Raises:
+        InvalidConfigError: ``engine="rows"`` where that cannot be.
+    """
+    if wish.engine == "tiles":
+        return None, ""
+    obstacle = wish.obstacle(geometry)
+    predictor = None
+    if obstacle is None:
+        try:
+            predictor = RowPredictor(network, geometry, torch.device(device), precision=wish.precision)
+        except NotByRowsError as error:
+            obstacle = str(error)
+    if predictor is None:
+        if wish.engine == "rows":
+            raise InvalidConfigError(f"engine=rows cannot be: {obstacle}. Take engine=tiles or auto.")
+        return None, f"tiles, since {obstacle}"
+    memory_bytes = available_memory(device) if memory_bytes is None else memory_bytes
+    exact = replace(plan, halo_px=geometry.core_halo_px or 0)
+    tiles = _overhead_of_tiles(exact)
+    found = _fitting(predictor, geometry, exact, most_bytes=round(ROWS_SHARE * memory_bytes), device=device)
+    if found is None:
+        why = f"the rows it keeps do not fit into a third of the {memory_bytes / 1e9:.1f} GB of free memory"
+        if wish.engine == "rows":
+            raise InvalidConfigError(f"engine=rows cannot be: {why}. Take engine=tiles.")
+        return None, f"tiles, since {why}"
+    row_plan, (peak_bytes, heap_bytes) = found
+    cost = row_plan.overhead(exact)
+    compared = f"{cost:.2f} times the compute, exact tiles {tiles:.2f} times"
+    if wish.engine == "auto" and cost > WORTH_IT * tiles:
+        return None, f"tiles, since rows cost as much ({compared})"
+    return Rows(plan=row_plan, network=predictor, peak_bytes=peak_bytes, heap_bytes=heap_bytes, why=compared), ""
+
+
+def known_rows(
+    known: dict[str, Any], network: nn.Module, geometry: TileGeometry, *, precision: Precision, device: str
+) -> Rows:
+    """Return what an earlier run has chosen."""
+    return Rows(
+        plan=RowPlan(known["step_px"], known["block_px"]),
+        network=RowPredictor(network, geometry, torch.device(device), precision=precision),
+        peak_bytes=known["bytes"][0],
+        heap_bytes=known["bytes"][1],
+        why=known["why"],
+    )
+
+
+def _overhead_of_tiles(plan: Plan) -> float:
+    """Return how many pixels tiles compute for each of this raster."""
+    rows, cols = (sum(read.px for span in axis.spans() for read in span.reads) for axis in plan.axes)
+    return rows * cols / (plan.height * plan.width)
+
+
+def _fitting(
+    predictor: RowPredictor, geometry: TileGeometry, plan: Plan, *, most_bytes: int, device: str
+) -> tuple[RowPlan, tuple[int, int]] | None:
+    """Return the widest and highest steps whose rows fit into some memory, and what they take."""
+    stride = geometry.stride_px
+    usual = STEP_PX if torch.device(device).type == "cpu" else GPU_STEP_PX
+    steps = dict.fromkeys(max(stride, px // stride * stride) for px in (usual, usual // 2, usual // 4))
+    for parts in range(1, MOST_BLOCKS + 1):
+        block_px = None if parts == 1 else -(-plan.width // parts // plan.core_px) * plan.core_px
+        for step in steps:
+            rows = RowPlan(step, block_px)
+            taken = stream_bytes(predictor, geometry, width_px=rows.widest_px(plan), step_px=step)
+            if taken[0] <= most_bytes:
+                return rows, taken
+        if block_px == plan.core_px:
+            break
+    return None
