@@ -304,7 +304,7 @@ def as_trained(model: nn.Module | TrainedModel | Path) -> TrainedModel:
         num_classes = predictor(model, torch.device("cpu"))(
             torch.zeros(1, bands, geometry.least_px, geometry.least_px)
         ).shape[1]
-    return TrainedModel(
+    trained = TrainedModel(
         network=model,
         spec=numbered_spec(bands, num_classes),
         network_path={"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": {}},
@@ -312,6 +312,8 @@ def as_trained(model: nn.Module | TrainedModel | Path) -> TrainedModel:
         name="",
         version=__version__,
     )
+    vars(trained)["geometry"] = geometry  # where its `cached_property` looks
+    return trained
 
 
 def numbered_spec(num_bands: int, num_classes: int) -> DatasetSpec:

@@ -25,6 +25,11 @@ from geonorm.errors import InvalidConfigError
 from geonorm.models.operators import ONE, SeesEverythingError, Taps, as_usual, call_of, naming, taps_of, tensors_in
 from geonorm.models.rescale import Rescale
 
+aten = torch.ops.aten
+
+SIDES_PX = (*range(256, 1025, 256), *range(4, 2049, 4))
+"""Sides of the images on which a model is tried, in this order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TileGeometry:
@@ -63,30 +68,38 @@ def tile_geometry(model: nn.Module) -> TileGeometry:
     Raises:
         InvalidConfigError: The model takes no square image of at most 2048 px.
     """
-    ghost, image = trial(model)
-    bands, side = image.shape[1], image.shape[-1]
-    trace, output = _traced(ghost, bands, side)
-    geometry = _summary(trace, ghost, output, side=side, bands=bands)
+    ghost = _ghost(model)
+    bands, side = _bands(ghost), SIDES_PX[0]
+    traced = _tried(ghost, bands, side)
+    if traced is None:
+        side = _a_side_it_takes(ghost, bands)
+        traced = _traced(ghost, bands, side)
+    geometry = _summary(*traced, side=side)
+    least = _least_side(ghost, bands, side % geometry.stride_px, geometry.stride_px, upto=side)
+    geometry = replace(geometry, least_px=least)
     return geometry if geometry.unbounded else _if_any_size(geometry, ghost, bands, side)
 
 
 def _if_any_size(geometry: TileGeometry, ghost: nn.Module, bands: int, side: int) -> TileGeometry:
     """Return the geometry, without a halo if another size of input gives another one."""
     other = side + geometry.stride_px
-    if _takes(ghost, bands, other):
-        trace, output = _traced(ghost, bands, other)
-        if _summary(trace, ghost, output, side=other, bands=bands) == geometry:
-            return geometry
+    traced = _tried(ghost, bands, other)
+    if traced is not None and replace(_summary(*traced, side=other), least_px=geometry.least_px) == geometry:
+        return geometry
     why = f"size of the input ({side} px is taken, but {other} px is not, or gives another geometry)"
     return replace(geometry, halo_px=None, core_halo_px=None, unbounded=(why,))
 
 
 def trial(model: nn.Module) -> tuple[nn.Module, Tensor]:
     """Return a copy of a model without values, in evaluation mode, and an image without values that it takes."""
-    ghost = copy.deepcopy(model).to("meta", torch.float32).eval()
+    ghost = _ghost(model)
     bands = _bands(ghost)
     side = _a_side_it_takes(ghost, bands)
     return ghost, torch.empty(1, bands, side, side, device="meta")
+
+
+def _ghost(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("meta", torch.float32).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +162,15 @@ def _traced(
         block = trace.needed_block
 
 
+def _tried(ghost: nn.Module, bands: int, side: int) -> tuple[_Trace, Tensor] | None:
+    """Return what `_traced` does, or None for a size that the model does not take."""
+    try:
+        trace, output = _traced(ghost, bands, side)
+    except Exception:  # noqa: BLE001 - as in _takes
+        return None
+    return (trace, output) if _is_map(output) else None
+
+
 @dataclass(frozen=True)
 class Reach:
     """What the cells of one tensor depend on, per axis (rows, columns).
@@ -162,7 +184,8 @@ class Reach:
     hi: tuple[np.ndarray, np.ndarray]
 
 
-def _summary(trace: _Trace, ghost: nn.Module, output: Tensor, *, side: int, bands: int) -> TileGeometry:
+def _summary(trace: _Trace, output: Tensor, *, side: int) -> TileGeometry:
+    """Return what a trace of a square image of this side says; the least side is not known from it."""
     reach = trace.reach_of(output)
     margin, odd = divmod(side - output.shape[-1], 2)
     if reach is not None and (odd or margin < 0 or reach.stride != ONE):
@@ -183,7 +206,7 @@ def _summary(trace: _Trace, ghost: nn.Module, output: Tensor, *, side: int, band
         margin_px=max(0, margin),
         unbounded=tuple(dict.fromkeys(trace.unbounded)),
         local_halo_px=core_halo,
-        least_px=_least_side(ghost, bands, side % stride, stride, upto=side),
+        least_px=side,
     )
 
 
@@ -213,11 +236,15 @@ def _takes(ghost: nn.Module, bands: int, side: int) -> bool:
             output = ghost(torch.empty(1, bands, side, side, device="meta"))
     except Exception:  # noqa: BLE001 - whatever a foreign model raises for a size it does not take
         return False
+    return _is_map(output)
+
+
+def _is_map(output: object) -> bool:
     return isinstance(output, Tensor) and output.dim() == 4
 
 
 def _a_side_it_takes(ghost: nn.Module, bands: int) -> int:
-    for side in (*range(256, 1025, 256), *range(4, 2049, 4)):
+    for side in SIDES_PX:
         if _takes(ghost, bands, side):
             return side
     raise InvalidConfigError(
