@@ -1,7 +1,7 @@
 """How near does `geonorm predict` come to the bare network on tiles in memory, and how does its cost grow?
 
 python benchmarks/inference.py                                      a drawn raster of 2048 px, BN and LCN
-python benchmarks/inference.py --threads 2 --size-px 4096
+python benchmarks/inference.py --threads 2 --size-px 4096 --norms BN
 python benchmarks/inference.py --growth 1 4 16 64 100 400           megapixels; a straight line through the seconds
 
 `share` is the time of the bare network over that of reading, labelling and writing, by the clock, round by round.
@@ -54,7 +54,7 @@ class Case:
     rounds: int
 
 
-def main(case: Case, megapixels: list[int]) -> None:
+def main(case: Case, norms: list[str], megapixels: list[int]) -> None:
     """Print JSON lines."""
     torch.set_num_threads(case.threads)
     if megapixels:
@@ -63,13 +63,13 @@ def main(case: Case, megapixels: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "source.tif"
         draw(source, case.size_px, case.size_px)
-        for norm in NORMS:
+        for norm in norms:
             _throughput(case, norm, source, Path(name) / "map.tif")
 
 
 def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
     """Print how the bare network and the whole command take turns."""
-    network = _network(case, norm)
+    network = drawn_network(case, norm)
     geometry = tile_geometry(network)
     assert geometry.core_halo_px is not None
     with open_raster(source, bands=(1, 2, 3)) as reader:
@@ -150,7 +150,7 @@ def _one(case: Case, megapixels: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "source.tif"
         draw(source, side, side)
-        network = _network(case, "BN")
+        network = drawn_network(case, "BN")
         before = time.process_time()
         predict_raster(network, source, Path(name) / "map.tif", core_px=case.core_px, halo="exact")
         seconds = time.process_time() - before
@@ -164,7 +164,8 @@ def _one(case: Case, megapixels: int) -> None:
     print(json.dumps(line))
 
 
-def _network(case: Case, norm: str) -> UNet:
+def drawn_network(case: Case, norm: str) -> UNet:
+    """Return the network of a norm, with random weights."""
     torch.manual_seed(0)
     network = UNet(3, 2, norm=NORMS[norm], depth=case.depth, width=case.width)
     network.rescale.mean.fill_(127.5)
@@ -194,6 +195,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--norms", choices=NORMS, nargs="+", default=[*NORMS])
     parser.add_argument("--growth", type=int, nargs="+", default=[], metavar="MEGAPIXELS")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(words)
@@ -203,6 +205,6 @@ if __name__ == "__main__":
     _options = _parse(sys.argv[1:])
     _case = Case(**{name: getattr(_options, name) for name in Case.__dataclass_fields__})
     if _options.one is None:
-        main(_case, _options.growth)
+        main(_case, _options.norms, _options.growth)
     else:
         _one(_case, _options.one)
