@@ -3,9 +3,9 @@
 python benchmarks/inference_trace.py trace.png
 python benchmarks/inference_trace.py trace.png --size-px 4096 --threads 2 --norm LCN_31px
 
-Labels the raster of `inference.py` twice and draws the second time. The JSON line says how long each thing took, and the
-share of it during which the network was at work as well. `main_cpu_seconds_beside_network` is processor time of the main
-thread, which other work on the machine does not stretch.
+Labels the raster of `inference.py` twice and draws the second time. The JSON line says how long each thing took, and
+the share of it during which the network was at work as well. `main_cpu_seconds_beside_network` is processor time of the
+main thread, which other work on the machine does not stretch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from geonorm.inference import job, journal, outputs, predict
+from geonorm.models.predictor import predictor
 from geonorm.raster import read
 from geonorm.tiling import supply
 
@@ -104,13 +105,14 @@ def recording(trace: Trace) -> Iterator[None]:
         (STRIPS, journal.Journal, "keep"),
         (TOGETHER, predict, "assemble"),
     ]
-    make = job.predictor
     with ExitStack() as patched:
         for what, owner, name in places:
             patched.enter_context(patch.object(owner, name, trace.timed(what, getattr(owner, name))))
-        patched.enter_context(
-            patch.object(job, "predictor", lambda *args, **kwargs: trace.timed(NETWORK, make(*args, **kwargs)))
-        )
+
+        def noted_predictor(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+            return trace.timed(NETWORK, predictor(*args, **kwargs))
+
+        patched.enter_context(patch.object(job, "predictor", noted_predictor))
         yield
 
 

@@ -25,7 +25,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError, RasterError, Targ
 from geonorm.inference import predict_raster
 from geonorm.inference.job import as_trained
 from geonorm.inference.outputs import NODATA_LABEL
-from geonorm.models import UNet
+from geonorm.models import UNet, tile_geometry
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory
 from geonorm.raster.read import open_raster
@@ -75,6 +75,18 @@ def trained(network: nn.Module, **facts: Any) -> TrainedModel:
     """Return the network as a checkpoint would give it, with some of its facts."""
     model = as_trained(network)
     return replace(model, spec=replace(model.spec, **facts), name="last.ckpt")
+
+
+def test_a_bare_network_is_not_run_again_for_its_geometry() -> None:
+    network = unet(depth=2)
+    runs: list[None] = []
+    network.register_forward_pre_hook(lambda *_: runs.append(None))
+
+    model = as_trained(network)
+
+    known = len(runs)
+    assert model.geometry == tile_geometry(unet(depth=2))
+    assert len(runs) == known
 
 
 # The map
@@ -452,7 +464,7 @@ PEAK = """
 import resource, sys, torch
 from pathlib import Path
 from geonorm.inference import predict_raster
-from geonorm.models import UNet
+from geonorm.models import UNet, tile_geometry
 from geonorm.norms import BatchNorm
 
 torch.set_num_threads(1)

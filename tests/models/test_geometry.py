@@ -162,6 +162,47 @@ def test_the_side_to_read_is_the_smallest_that_is_taken(needed_px: int) -> None:
     assert geometry.read_px(needed_px) == next(side for side in sides if side >= needed_px)
 
 
+class SmallOnly(nn.Module):
+    """A network that takes small images only."""
+
+    def __init__(self, network: nn.Module, most_px: int) -> None:
+        super().__init__()
+        self.network, self.most_px = network, most_px
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Run the network, or refuse."""
+        if image.shape[-1] > self.most_px:
+            raise ValueError
+        return self.network(image)
+
+
+@pytest.mark.parametrize("most_px", [8, 100, 260])
+def test_sizes_that_a_network_refuses_are_passed_over(most_px: int) -> None:
+    network = unet(depth=2)
+
+    geometry = tile_geometry(SmallOnly(network, most_px))
+
+    free = tile_geometry(network)
+    assert geometry == free
+
+
+def test_a_network_that_takes_one_size_only_has_no_exact_halo() -> None:
+    geometry = tile_geometry(SmallOnly(unet(depth=2), 256))
+
+    assert geometry.core_halo_px is None
+    assert "256 px is taken, but 260 px is not" in geometry.unbounded[0]
+
+
+def test_a_unet_is_run_three_times_to_tell_its_geometry() -> None:
+    network = unet(depth=2)
+    runs: list[None] = []
+    network.register_forward_pre_hook(lambda *_: runs.append(None))
+
+    tile_geometry(network)
+
+    assert len(runs) == 3
+
+
 # Other layers
 
 
