@@ -4,7 +4,8 @@ python benchmarks/inference.py                                      a drawn rast
 python benchmarks/inference.py --threads 2 --size-px 4096 --norms BN
 python benchmarks/inference.py --growth 1 4 16 64 100 400           megapixels; a straight line through the seconds
 
-`share` is the time of the bare network over that of reading, labelling and writing, by the clock, round by round.
+`share` is the time of the bare network over that of reading, labelling and writing, by the clock, round by round;
+`cpu_share` is that of the processor time, in which what the threads beside the network do counts as if it hid nothing.
 For the growth each raster is labelled in a process of its own; `seconds` is processor time, `line_error` how far the
 worst is from the straight line.
 """
@@ -93,14 +94,15 @@ def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
 
     ways: dict[str, Callable[[], None]] = {"bare": bare, "whole": whole}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
+    cpu_seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(case.rounds + 1):
         for way, run in ways.items():
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), time.process_time()
             run()
             if turn:
                 seconds[way].append(time.monotonic() - began)
-    shares = [a / b for a, b in zip(seconds["bare"], seconds["whole"], strict=True)]
-    low, middle, high = statistics.quantiles(shares, n=4)
+                cpu_seconds[way].append(time.process_time() - cpu_began)
+    low, middle, high = _shares(seconds)
     line = {
         "benchmark": "inference",
         **vars(case),
@@ -111,8 +113,15 @@ def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
         "whole_seconds": round(statistics.median(seconds["whole"]), 3),
         "share": round(middle, 3),
         "quartiles": [round(low, 3), round(high, 3)],
+        "cpu_share": round(_shares(cpu_seconds)[1], 3),
+        "cpu_quartiles": [round(share, 3) for share in _shares(cpu_seconds)[::2]],
     }
     print(json.dumps(line), flush=True)
+
+
+def _shares(seconds: dict[str, list[float]]) -> list[float]:
+    """Return the quartiles of the bare network's part of the whole, round by round."""
+    return statistics.quantiles([a / b for a, b in zip(seconds["bare"], seconds["whole"], strict=True)], n=4)
 
 
 def _read_sizes(plan: Plan) -> list[tuple[int, int]]:
