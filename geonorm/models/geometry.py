@@ -263,6 +263,9 @@ def _least_side(ghost: nn.Module, bands: int, remainder: int, stride: int, *, up
 class _Quick(TorchDispatchMode):
     """Answers itself for what torch does in Python where tensors have no values: three quarters of a U-Net's pass."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
