@@ -175,7 +175,8 @@ def _lanes(axes: Axes, trace: Trace, limits: tuple[float, float], title: str) ->
     for row, thread in enumerate(lanes):
         for what, color in COLORS.items():  # what runs within another comes later, and lies above it
             bars = [(s.begin, s.end - s.begin) for s in trace.spans if s.thread == thread and s.what == what]
-            axes.broken_barh(bars, (row - 0.38, 0.76), color=color, edgecolor="white", linewidth=0.4)
+            edge = "white" if thread == "MainThread" else color  # what is short is to be seen too
+            axes.broken_barh(bars, (row - 0.38, 0.76), facecolor=color, edgecolor=edge, linewidth=0.4)
     axes.set_yticks(range(len(lanes)), [*lanes.values()])
     axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.set_xlim(*limits)
