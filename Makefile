@@ -3,11 +3,12 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+QUICK ?= 0
+LINES ?= build/bench.jsonl
 
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
-SCRIPTS := $(BENCHMARKS) $(wildcard data_scripts/*.py)
+SCRIPTS := $(wildcard benchmarks/*.py data_scripts/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -38,14 +39,15 @@ fix: $(READY)  ## repair format and lint in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every benchmark, as JSON lines
-	@set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+# A look in minutes: make bench QUICK=1. The JSON lines elsewhere: make bench LINES=FILE
+bench: $(READY)  ## every benchmark, as one table; its JSON lines go to build/bench.jsonl
+	@$(BIN)/python benchmarks/_table.py --lines $(LINES) $(if $(filter-out 0,$(QUICK)),--quick)
 
 clean:  ## remove caches, build output and demo/ (.venv and trained networks stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage demo
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# Messages go to stderr, so that the output of `make bench` stays JSON.
+# Messages go to stderr, so that the output of `make bench` stays a table.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "geonorm needs Python 3.11 or newer; '$(PYTHON)' is older or missing. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing geonorm into .venv (once; torch is large, this takes some minutes)" >&2

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from _memory import status_bytes
+
 Job = Sequence[str | int]
 
 
@@ -65,15 +67,10 @@ def serve(run: Callable[[Job], object]) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again here
-        before = _status_mib("VmRSS")
+        before = status_bytes("VmRSS")
         began = time.process_time()
         result = run(job)
         seconds = time.process_time() - began
-        grown = _status_mib("VmHWM") - before
+        grown = (status_bytes("VmHWM") - before) / 2**20
         del result
         print(json.dumps([seconds, grown]), flush=True)
-
-
-def _status_mib(field: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{field}:")[1].split()[0]) / 1024

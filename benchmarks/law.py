@@ -1,11 +1,12 @@
 """Is the tiled map the whole-image pass, bit for bit? On a real raster, for several cores, grids and threads.
 
 python benchmarks/law.py RASTER CHECKPOINT [CHECKPOINT ...]
+
+The figure is how many labels differ. Its bound is no speed of a machine but the promise: none.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _lines import Limit, print_line, print_skipped
 from affine import Affine
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from geonorm.raster.write import write_image
 from geonorm.tasks.checkpoint import TrainedModel, load_model
 
 HEIGHT, WIDTH = 2048, 4096
+NONE = Limit(0, "the law of tiling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +83,14 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path) -> None:
                 for one, top, left in ((full, 3, 5), (job, 0, 0))
             ]
         a, b = (labels[inner:-inner, inner:-inner] for labels in both)
-        line = {"benchmark": "law", "checkpoint": path, "crop_by": [3, 5], "flips": int((a != b).sum())}
-        print(json.dumps({**line, "interior_px": list(a.shape)}), flush=True)
+        flips = int((a != b).sum())
+        print_line(
+            "law", _title(path, a), "cropped by 3, 5", flips, "labels differ", bound=NONE, interior_px=list(a.shape)
+        )
+
+
+def _title(path: str, labels: Tensor) -> str:
+    return f"{Path(path).stem}, {labels.shape[-2]} x {labels.shape[-1]}"
 
 
 def _halo(model: TrainedModel) -> int:
@@ -90,21 +99,21 @@ def _halo(model: TrainedModel) -> int:
 
 
 def _print(path: str, case: Case, job: Job, whole: Tensor, tiled: Tensor, *, seconds: float) -> None:
-    line = {
-        "benchmark": "law",
-        "checkpoint": path,
-        "size": list(whole.shape[1:]),
-        "core_px": case.core_px,
-        "grid_offset_px": list(case.offset_px),
-        "threads": case.threads,
-        "halo_px": job.halo.halo_px,
-        "first_core_px": [next(axis.spans()).core_stop for axis in job.plan.axes],
-        "bitwise": torch.equal(whole, tiled),
-        "largest_difference": float((whole - tiled).abs().max()),
-        "flips": int((whole.max(0).indices != tiled.max(0).indices).sum()),
-        "seconds": round(seconds, 1),
-    }
-    print(json.dumps(line), flush=True)
+    print_line(
+        "law",
+        _title(path, whole),
+        f"core {case.core_px}, grid {case.offset_px[0]}, {case.offset_px[1]}, {case.threads} threads",
+        int((whole.max(0).indices != tiled.max(0).indices).sum()),
+        "labels differ",
+        bound=NONE,
+        core_px=case.core_px,
+        grid_offset_px=list(case.offset_px),
+        halo_px=job.halo.halo_px,
+        first_core_px=[next(axis.spans()).core_stop for axis in job.plan.axes],
+        bitwise=torch.equal(whole, tiled),
+        largest_difference=float((whole - tiled).abs().max()),
+        seconds=round(seconds, 1),
+    )
 
 
 def _copy(reader: Reader, window: Window, target: Path) -> Path:
@@ -119,6 +128,6 @@ def _logits(logits: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        print(json.dumps({"benchmark": "law", "skipped": "give a raster and checkpoints"}))
+        print_skipped("law", "", "give a raster and checkpoints")
     else:
         main(sys.argv[1], sys.argv[2:])

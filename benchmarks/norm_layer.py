@@ -7,9 +7,8 @@ Each norm has a process of its own; they take turns, and ratios are those within
 as the system gives it, where faults of fresh pages are a good part of the time, and with large pages
 (THP_MEM_ALLOC_ENABLE=1, which torch reads).
 
-`limit_seconds` is how often the map itself must be read or written (2 times forward, 5 times with the way back) over
-the speed at which this machine copies such a map, `of_limit` the share of the time that this is. `extra_mib` is by how
-much the process grows at most, result included.
+The limit is how often the map itself must be read or written (2 times forward, 5 times with the way back) over the
+speed at which this machine copies such a map. `extra_mib` is by how much the process grows at most, result included.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from _alternate import print_ratios
+from _limits import copied_bytes_per_second, limit_of_bytes
+from _lines import print_ratios
+from _options import option_parser, parse
 from _released import ReleasedLocalContextNorm, ReleasedSwitchNorm
 from _workers import Job, Workers, serve
 from torch import Tensor, nn
@@ -33,24 +34,39 @@ from geonorm.norms import GroupNorm, LocalContextNorm, SwitchableNorm, compiled
 SHAPES = ((4, 64, 256, 256), (1, 32, 1024, 1024))
 GROUP_SIZE = 4
 PASSES = {"forward": 2, "forward+backward": 5}
-PAGES = {"of the system": "0", "large": "1"}
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured."""
+
+    windows: tuple[int, ...] = (31, 91, 227)
+    """Of Local Context Norm, in cells."""
+    norms: tuple[str, ...] = ("",)
+    """Only those whose names begin so; GroupNorm always."""
+    pages: tuple[str, ...] = ("system", "large")
+    """Of memory."""
+    shapes: tuple[int, ...] = (0, 1)
+    """Which of SHAPES."""
+    rounds: int = 7
+    """Of measuring."""
+    threads: int = 1
+    """Of torch."""
+
+
+QUICK = {"windows": (31,), "pages": ("large",), "shapes": (0,), "rounds": 3}
+
+
+def main(case: Case) -> None:
     """Print one JSON line for each kind of pages, shape, direction and norm."""
-    case = _parse(sys.argv[1:])
-    torch.set_num_threads(case.threads)
-    if case.worker is not None:
-        serve(partial(_run, case.worker))
-        return
     names = ["torch_GN", "torch_BN", "GN", "SN", "SN_released", *(f"LCN_{window}" for window in case.windows)]
     names += [f"LCN_plain_torch_{case.windows[0]}", f"LCN_released_{case.windows[0]}"]
-    wanted = [name for name in names if name == "torch_GN" or not case.norms or name.startswith(tuple(case.norms))]
-    for pages, value in PAGES.items():
-        env = {**os.environ, "THP_MEM_ALLOC_ENABLE": value} if value == "1" else os.environ
+    wanted = [name for name in names if name == "torch_GN" or name.startswith(case.norms)]
+    for pages in case.pages:
+        env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"} if pages == "large" else os.environ
         workers = Workers(wanted, script=__file__, words=["--threads", str(case.threads)], env=env)
-        for index, shape in enumerate(SHAPES):
-            copying = _copy_seconds(_input(index))
+        for index in case.shapes:
+            size = _input(index).nbytes
             for direction, passes in PASSES.items():
                 turns = workers.alternate((index, direction), rounds=case.rounds)
                 print_ratios(
@@ -61,10 +77,11 @@ def main() -> None:
                     },
                     to="torch_GN",
                     benchmark="norm_layer",
-                    shape=shape,
+                    case=f"{' x '.join(map(str, SHAPES[index]))} {direction}, {pages} pages",
+                    limit=limit_of_bytes(passes * size, f"{passes} passes", at=copied_bytes_per_second(size)),
+                    shape=SHAPES[index],
                     direction=direction,
                     pages=pages,
-                    limit_seconds=round(passes / 2 * copying, 4),
                 )
         workers.close()
 
@@ -114,26 +131,12 @@ def _run_layer(layer: nn.Module, x: Tensor, forward: bool) -> Tensor:
     return grad
 
 
-def _copy_seconds(x: Tensor) -> float:
-    """Return the CPU seconds of a copy into memory that is there already, the best of several."""
-    there = x.clone()
-    best = float("inf")
-    for _ in range(9):
-        began = time.process_time()
-        there.copy_(x)
-        best = min(best, time.process_time() - began)
-    return best
-
-
-def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, nargs="+", default=[31, 91, 227])
-    parser.add_argument("--norms", nargs="+", help="only those whose names begin so")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args(words)
-
-
 if __name__ == "__main__":
-    main()
+    _parser = option_parser(__doc__, Case(), choices={"pages": ("system", "large")})
+    _parser.add_argument("--worker", help=argparse.SUPPRESS)
+    _case, _given = parse(_parser, Case, sys.argv[1:], quick=QUICK)
+    torch.set_num_threads(_case.threads)
+    if _given.worker is None:
+        main(_case)
+    else:
+        serve(partial(_run, _given.worker))

@@ -3,17 +3,17 @@
 python benchmarks/peers.py                                          a small case, in seconds
 python benchmarks/peers.py --size-px 4096 --rounds 7                around a model that costs next to nothing
 python benchmarks/peers.py --size-px 4096 --rounds 7 --model unet   all of it, with a ResNet-34 U-Net
-python benchmarks/peers.py --memory 4096 8192                       peaks, and bytes for each further pixel
+python benchmarks/peers.py --only memory --memory-px 4096 8192      peaks, and bytes for each further pixel
 
-The peers are the extra "bench"; one that is missing is skipped. All ways read the same file, call the same network on
-tiles of core + 2 halo pixels every core pixels, and write the same kind of map.
+The peers are MONAI and TerraTorch (pip install monai terratorch); one that is missing is skipped. All ways read the
+same file, call the same network on tiles of core + 2 halo pixels every core pixels, and write the same kind of map.
+The limit: the larger of the network's operations at the most this machine computes, and of the bytes that no way can do
+without (pixels read, as float32 to the network, logits, labels) at the speed of a copy.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -34,7 +34,12 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import torch
-from _alternate import alternate, print_ratios
+from _alternate import alternate
+from _limits import flops_of, limit_of_bytes, limit_of_flops
+from _lines import Limit, print_line, print_ratios, print_skipped
+from _memory import peak_bytes
+from _options import option_parser, parse, words_of
+from _rasters import BLOCK_PX, draw_scene
 from affine import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
@@ -46,7 +51,6 @@ from geonorm.models.predictor import predictor
 PEERS = {"MONAI": ("monai", "monai.inferers"), "TerraTorch": ("terratorch", "terratorch.tasks.tiled_inference")}
 CLASSES = {"near-free": 6, "unet": 2}
 CACHE_BYTES = 64 * 2**20  # geonorm's bound of GDAL's cache; GDAL's own is 5 % of the machine's memory
-BLOCK_PX = 512
 DISTINCT_TILES = 32  # so many that none is still in the processor's cache when its turn comes again
 
 Shapes = list[tuple[int, ...]]
@@ -77,15 +81,26 @@ class Case:
     """Of torch; GDAL compresses the last copy with all there are."""
     rounds: int = 2
     """Of measuring time."""
+    memory_px: tuple[int, ...] = (1024, 2048)
+    """Sides of the rasters for memory."""
 
     @property
     def tile_px(self) -> int:
         """Side of what the network sees."""
         return self.core_px + 2 * self.halo_px
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the network."""
+        return self.classes or CLASSES[self.model]
+
+
+MEASURES = ("time", "memory")
+QUICK = {"memory_px": (1024, 1536)}
+
 
 def main(case: Case) -> None:
-    """Print JSON lines: ratios of CPU time to geonorm's, then a summary of each way."""
+    """Print JSON lines: of the whole, of what is beside the network, each against geonorm."""
     network = _network(case)
     ways = dict(_ways(case, network))
     seen: dict[str, Shapes] = {}
@@ -111,67 +126,77 @@ def main(case: Case) -> None:
     total = {name: seconds[name] for name in ways}
     model = {name: seconds[f"{name} model"] for name in ways}
     around = {name: [a - b for a, b in zip(total[name], model[name], strict=True)] for name in ways}
-    facts = {"benchmark": "peers", **_facts(case)}
-    print_ratios(total, to="geonorm", quantity="all", **facts)
-    if case.model == "near-free":  # else what is around the model is less than the noise of the two it is between
-        print_ratios(around, to="geonorm", quantity="around the model", **facts)
+    title = f"{case.model}, {case.size_px} px, core {case.core_px}, halo {case.halo_px}"
+    facts: dict[str, Any] = {"to": "geonorm", "benchmark": "peers", **_facts(case)}
+    print_ratios(total, case=title, limit=_limit(case, network), **facts)
+    if case.model == "near-free":  # else what is beside the model is less than the noise of the two it is between
+        print_ratios(around, case=f"{title}, without the network", limit=_limit(case), **facts)
     for name in ways:
         num_tiles = sum(shape[0] for shape in seen[name])
-        line = {
-            **facts,
-            "way": name,
-            "version": _version(name),
-            "tiles": num_tiles,
-            "computed_per_pixel": round(sum(n * h * w for n, _, h, w in seen[name]) / case.size_px**2, 3),
-            "cpu_seconds": round(statistics.median(total[name]), 3),
-            "cpu_seconds_model": round(statistics.median(model[name]), 3),
-            "cpu_seconds_around": round(statistics.median(around[name]), 3),
-            "around_ms_per_tile": round(1000 * statistics.median(around[name]) / num_tiles, 2),
-            "wall_seconds": round(statistics.median(wall[name][1:]), 3),
-            "labels_unlike_geonorm": unlike[name],
-        }
-        print(json.dumps(line), flush=True)
+        print_line(
+            "peers",
+            f"{title}, without the network",
+            f"{name}, each tile",
+            statistics.median(around[name]) / num_tiles,
+            "s CPU",
+            version=_version(name),
+            tiles=num_tiles,
+            computed_per_pixel=round(sum(n * h * w for n, _, h, w in seen[name]) / case.size_px**2, 3),
+            seconds_model=round(statistics.median(model[name]), 3),
+            wall_seconds=round(statistics.median(wall[name][1:]), 3),
+            labels_unlike_geonorm=unlike[name],
+        )
 
 
-def measure_memory(case: Case, sizes_px: list[int]) -> None:
-    """Print one JSON line a way: the peaks of processes of its own, and the growth from the first size to the last."""
-    names = [name for name, _ in _ways(case, nn.Identity())]
-    peaks: dict[str, list[float]] = {}
-    bases: dict[str, float] = {}
-    for size_px in sizes_px:
+def _limit(case: Case, network: nn.Module | None = None) -> Limit:
+    """Return the seconds that no way can do without, with the network or beside it."""
+    pixels, of_tiles = case.size_px**2, (case.tile_px / case.core_px) ** 2
+    # Read from the file and written as float32 for each tile; logits read, labels written.
+    count = pixels * (3 * (1 + 4 * of_tiles) + 4 * case.num_classes + 1)
+    if network is None:
+        return limit_of_bytes(count, f"{count / pixels:.0f} bytes a pixel")
+    count += pixels * of_tiles * 4 * (3 + case.num_classes)  # the network reads tiles and writes logits
+    moved = limit_of_bytes(count, f"{count / pixels:.0f} bytes a pixel")
+    with torch.no_grad():
+        flops = flops_of(lambda: network(torch.zeros(1, 3, case.tile_px, case.tile_px)))
+    return max(moved, limit_of_flops(flops * pixels / case.core_px**2))
+
+
+def measure_memory(case: Case) -> None:
+    """Print one JSON line a way: by how much the peaks of processes of its own grow from the first size to the last."""
+    names = [name for name, _ in _ways(case, nn.Identity(), silent=True)]
+    peaks: dict[str, list[int]] = {}
+    for size_px in case.memory_px:
         with _raster(case, size_px) as (folder, source):
             for name in names:
-                options = [f"--{key.replace('_', '-')}={value}" for key, value in vars(case).items()]
-                command = [sys.executable, __file__, *options, "--one", name, str(source), str(_map(folder, name))]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                bases[name], peak = json.loads(done.stdout.splitlines()[-1])
-                peaks.setdefault(name, []).append(peak)
+                command = [sys.executable, __file__, *words_of(case), "--one", name, source, _map(folder, name)]
+                done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+                peaks.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+    first_px, last_px = case.memory_px[0], case.memory_px[-1]
     for name, values in peaks.items():
-        further = sizes_px[-1] ** 2 - sizes_px[0] ** 2
-        line = {
-            "benchmark": "peers",
-            "quantity": "memory",
-            **{key: value for key, value in _facts(case).items() if key != "size_px"},
-            "sizes_px": sizes_px,
-            "way": name,
-            "version": _version(name),
-            "base_mib": bases[name],
-            "peak_mib": values,
-            "bytes_per_further_pixel": round((values[-1] - values[0]) * 2**20 / further, 2) if further else None,
-        }
-        print(json.dumps(line), flush=True)
+        print_line(
+            "peers",
+            f"memory from {first_px} to {last_px} px, {case.model}",
+            name,
+            (values[-1] - values[0]) / max(1, last_px**2 - first_px**2),
+            "B a further pixel",
+            ratios=None if name == "geonorm" else [values[-1] / peaks["geonorm"][-1]],
+            peer="geonorm's peak",
+            version=_version(name),
+            peak_bytes=values,
+        )
 
 
 def run_one(case: Case, name: str, source: Path, target: Path) -> None:
-    """Run one way, and print the peaks of this process in MiB before and after."""
-    way = dict(_ways(case, _network(case), among=[name]))[name]
-    base = _peak_mib()
-    way(source, target)
-    print(json.dumps([base, _peak_mib()]))
+    """Run one way, and print the peak of this process."""
+    dict(_ways(case, _network(case), among=[name]))[name](source, target)
+    print(json.dumps(peak_bytes()))
 
 
-def _ways(case: Case, network: nn.Module, *, among: Collection[str] = ("geonorm", *PEERS)) -> Iterator[tuple[str, Way]]:
-    """Yield geonorm and the peers that are there; print a line for one that is not."""
+def _ways(
+    case: Case, network: nn.Module, *, among: Collection[str] = ("geonorm", *PEERS), silent: bool = False
+) -> Iterator[tuple[str, Way]]:
+    """Yield geonorm and the peers that are there; print a line for one that is not, unless it was printed before."""
     if "geonorm" in among:
         yield "geonorm", partial(_geonorm, case, network)
     for name, (package, module) in PEERS.items():
@@ -182,8 +207,8 @@ def _ways(case: Case, network: nn.Module, *, among: Collection[str] = ("geonorm"
                 warnings.simplefilter("ignore")
                 peer = import_module(module)
         except ImportError as error:
-            skipped = f"{package} cannot be imported: {str(error).splitlines()[0]}"
-            print(json.dumps({"benchmark": "peers", "way": name, "skipped": skipped}), flush=True)
+            if not silent:
+                print_skipped("peers", name, f"{package} cannot be imported: {str(error).splitlines()[0]}")
             continue
         tiled = {"MONAI": _monai, "TerraTorch": _terratorch}[name]
         yield name, partial(_in_memory, network, partial(tiled, peer, case))
@@ -284,7 +309,7 @@ def _tiles(source: Path, case: Case) -> dict[str, list[Tensor]]:
 
 def _network(case: Case) -> nn.Module:
     torch.manual_seed(0)
-    num_classes = case.classes or CLASSES[case.model]
+    num_classes = case.num_classes
     if case.model == "near-free":
         rescale = Rescale(3, mean=[128.0] * 3, deviation=[50.0] * 3)
         return nn.Sequential(rescale, nn.Conv2d(3, num_classes, 3, padding=1)).eval()
@@ -296,35 +321,12 @@ def _network(case: Case) -> nn.Module:
 
 @contextmanager
 def _raster(case: Case, size_px: int) -> Iterator[tuple[Path, Path]]:
-    """Draw a raster into a folder that goes at the end: fields that change slowly, round things, and some grain."""
-    draw = np.random.default_rng(0)
-    steps = np.arange(size_px)
-    waves = draw.uniform((0.002, 0.002, 0, 10), (0.02, 0.02, 6.3, 30), (3, 4, 4))  # of rows, of columns; phase; height
-    blobs = draw.uniform((0, 0, 6), (size_px, size_px, 60), (size_px**2 // 8192, 3))
-    colors = draw.integers(20, 235, (len(blobs), 3), dtype=np.uint8)
-    size = {"count": 3, "height": size_px, "width": size_px, "dtype": "uint8", "compress": "deflate"}
-    blocks = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "pixel"}
+    """Draw a raster into a folder that goes at the end."""
     # Pixels of 1 m; the corner lies that far from a multiple of the core.
     corner = Affine.translation(case.core_px * 1000 + case.origin_px, case.core_px * 10000 - case.origin_px)
-    place = {"crs": "EPSG:32633", "transform": corner @ Affine.scale(1, -1)}
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "raster.tif"
-        with rasterio.open(source, "w", driver="GTiff", **size, **blocks, **place) as dataset:
-            for top in range(0, size_px, BLOCK_PX):
-                rows = steps[top : top + BLOCK_PX]
-                values = np.full((3, len(rows), size_px), 128.0, dtype=np.float32)
-                for band, parts in zip(values, waves, strict=True):
-                    for slow, fast, phase, height in parts:
-                        band += np.outer(height * np.sin(slow * rows + phase), np.sin(fast * steps - phase))
-                for (row, col, radius), color in zip(blobs, colors, strict=True):
-                    if not top - radius < row < top + len(rows) + radius:
-                        continue
-                    near = steps[max(0, int(col - radius)) : int(col + radius) + 1]
-                    inside = (rows[:, None] - row) ** 2 + (near - col) ** 2 < radius**2
-                    values[:, :, near[0] : near[-1] + 1][:, inside] = color[:, None]
-                values += draw.normal(0, 4, values.shape)
-                image = values.clip(0, 255).astype(np.uint8)
-                dataset.write(image, window=Window(0, top, size_px, len(rows)))
+        draw_scene(source, size_px, transform=corner @ Affine.scale(1, -1))
         yield Path(name), source
 
 
@@ -338,44 +340,28 @@ def _share_unlike(one: Path, other: Path) -> float:
 
 
 def _facts(case: Case) -> dict[str, Any]:
-    facts = {**vars(case), "classes": case.classes or CLASSES[case.model]}
-    return {key: value for key, value in facts.items() if key not in ("rounds", "threads")}
+    left_out = ("rounds", "threads", "memory_px")
+    return {**{key: value for key, value in vars(case).items() if key not in left_out}, "classes": case.num_classes}
 
 
 def _version(name: str) -> str:
     return version(PEERS[name][0] if name in PEERS else "geonorm")
 
 
-def _peak_mib() -> float:
-    """Return the most memory that this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage counts the peak of the parent too, up to the moment it started us
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(line.split()[1]) / 1024, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
-
-
-def _parse(words: list[str]) -> tuple[Case, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Case):
-        choices = list(CLASSES) if field.name == "model" else None
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default, choices=choices)
-    parser.add_argument("--memory", type=int, nargs="+", metavar="SIZE_PX", help="measure memory at these sizes")
-    parser.add_argument("--one", nargs=3, metavar=("WAY", "RASTER", "MAP"), help="one way, for the peak of its process")
-    given = parser.parse_args(words)
-    case = Case(**{field.name: getattr(given, field.name) for field in fields(Case)})
-    if min(given.memory or [case.size_px]) <= case.tile_px:
-        parser.error(f"the raster must be larger than a tile of {case.tile_px} px")
-    return case, given
-
-
 if __name__ == "__main__":
-    case, given = _parse(sys.argv[1:])
-    torch.set_num_threads(case.threads)
-    if given.one:
-        run_one(case, given.one[0], Path(given.one[1]), Path(given.one[2]))
-    elif given.memory:
-        measure_memory(case, given.memory)
+    _parser = option_parser(__doc__, Case(), choices={"model": list(CLASSES)})
+    _parser.add_argument("--only", choices=MEASURES, help="one of them")
+    _parser.add_argument(
+        "--one", nargs=3, metavar=("WAY", "RASTER", "MAP"), help="one way, for the peak of its process"
+    )
+    _case, _given = parse(_parser, Case, sys.argv[1:], quick=QUICK)
+    if min(_case.size_px, *_case.memory_px) <= _case.tile_px:
+        _parser.error(f"rasters must be larger than a tile of {_case.tile_px} px")
+    torch.set_num_threads(_case.threads)
+    if _given.one:
+        run_one(_case, _given.one[0], Path(_given.one[1]), Path(_given.one[2]))
     else:
-        main(case)
+        if _given.only != "memory":
+            main(_case)
+        if _given.only != "time":
+            measure_memory(_case)

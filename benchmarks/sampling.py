@@ -1,36 +1,45 @@
 """How fast are training patches read from large tiles, beside torchgeo, and how much memory does a worker take?
 
-python benchmarks/sampling.py inria                       5000 x 5000 px, striped as distributed
-python benchmarks/sampling.py inria --block_px 512        the same tiles, re-tiled
-python benchmarks/sampling.py chesapeake                  6000 x 7000 px of four bands, each in its UTM zone
+python benchmarks/sampling.py                                           both layouts
+python benchmarks/sampling.py --layouts inria                           5000 x 5000 px, striped as distributed
+python benchmarks/sampling.py --layouts inria --block-px 512            the same tiles, re-tiled
+python benchmarks/sampling.py --layouts chesapeake                      6000 x 7000 px of four bands
 
 Patches are read, put together to batches and prepared as for a training step, in one process and by turns; CPU seconds
 a patch. Then one worker reads while its unique memory is looked at, beside that of a worker that reads nothing.
-torchgeo's INRIA module reads a tile for every patch, and its Chesapeake module a window of three times the side.
+torchgeo's INRIA module reads a tile for every patch, and its Chesapeake module a window of three times the side. The
+limit: bytes of a patch's pixels and labels read once, and written once as the step gets them, at the speed of a copy;
+for the memory of a worker, a batch of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import torch
-from _alternate import alternate, print_ratios
+from _alternate import alternate
+from _limits import limit_of_bytes
+from _lines import Limit, print_line, print_ratios
+from _memory import unique_bytes
+from _options import option_parser, parse, words_of
+from _rasters import new_raster
 from affine import Affine
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geonorm.data import ChesapeakeDataModule, InriaDataModule
@@ -41,19 +50,77 @@ MEMORY_BATCHES = 30
 SPLITS = ("train", "val", "test")
 
 
-def main(layout: str, *, tiles: int, block_px: int | None, batch_size: int, batches: int, rounds: int) -> None:
-    """Print one JSON line for the memory of a worker, and one for each way of reading."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured."""
+
+    layouts: tuple[str, ...] = ("inria", "chesapeake")
+    """Of the files."""
+    tiles: int = 3
+    """To train on."""
+    block_px: int = 0
+    """Side of the blocks; 0 for strips (INRIA) or 512 px (Chesapeake)."""
+    batch_size: int = 2
+    """Of the patches that are timed."""
+    batches: int = 3
+    """Read in each round."""
+    rounds: int = 7
+    """Of measuring."""
+
+
+QUICK = {"tiles": 2, "batches": 1, "rounds": 2}
+
+
+def main(case: Case) -> None:
+    """Print JSON lines for each layout: each way of reading, and the memory of a worker."""
+    if len(case.layouts) > 1:  # a worker inherits what its process has read before
+        for layout in case.layouts:
+            subprocess.run([sys.executable, __file__, *words_of(replace(case, layouts=(layout,)))], check=True)
+        return
     # torchgeo takes the first letters with digits behind them, anywhere in a path, for a tile's name.
     with _folder_without_digits() as root:
-        make = {"inria": _inria, "chesapeake": _chesapeake}[layout]
-        ways = make(root, tiles, block_px, batch_size)
-        facts = {"benchmark": f"sampling, {layout}", "block_px": block_px, "tiles": tiles}
-        # First: a worker is a copy of this process, and what it inherits and then changes is its own.
-        own = _worker_memory(ways["geonorm"], batch_size=PAPER_BATCH[layout])
-        print(json.dumps({**facts, "batch_size": PAPER_BATCH[layout], **own}), flush=True)
-        seconds = alternate({way: _reader(data, batches) for way, data in ways.items()}, rounds=rounds)
-        each = {way: [value / (batches * batch_size) for value in values] for way, values in seconds.items()}
-        print_ratios(each, to="geonorm", **facts, batch_size=batch_size, per="patch")
+        _measure(case.layouts[0], root, case)
+
+
+def _measure(layout: str, root: Path, case: Case) -> None:
+    make = {"inria": _inria, "chesapeake": _chesapeake}[layout]
+    ways = make(root, case.tiles, case.block_px or None, case.batch_size)
+    blocks = f"blocks of {case.block_px} px" if case.block_px else "as distributed"
+    facts: dict[str, Any] = {"layout": layout, "block_px": case.block_px, "tiles": case.tiles}
+    # First: a worker is a copy of this process, and what it inherits and then changes is its own.
+    size = PAPER_BATCH[layout]
+    idle, reading = _worker_memory(ways["geonorm"], batch_size=size)
+    patch_bytes, read_bytes = _patch_bytes(next(_batches(ways["geonorm"])))
+    seconds = alternate({way: _reader(data, case.batches) for way, data in ways.items()}, rounds=case.rounds)
+    print_ratios(
+        {way: [value / (case.batches * case.batch_size) for value in values] for way, values in seconds.items()},
+        to="geonorm",
+        benchmark="sampling",
+        case=f"{layout}, {blocks}, a patch",
+        limit=limit_of_bytes(patch_bytes + read_bytes, f"{(patch_bytes + read_bytes) / 1e6:.1f} MB"),
+        batch_size=case.batch_size,
+        **facts,
+    )
+    print_line(
+        "sampling",
+        f"{layout}, {blocks}, a worker",
+        "geonorm",
+        reading - idle,
+        "B above an idle one",
+        limit=Limit(size * read_bytes, f"the {size} patches of a batch"),
+        batch_size=size,
+        idle_worker_bytes=idle,
+        **facts,
+    )
+
+
+def _patch_bytes(batch: dict[str, Tensor]) -> tuple[int, int]:
+    """Return the bytes of a patch as the step gets it, and as it lies in the files: one for each value."""
+    made, values = 0, 0
+    for key in ("image", "mask"):
+        made += batch[key][0].nbytes
+        values += batch[key][0].numel()
+    return made, values
 
 
 @contextmanager
@@ -164,13 +231,10 @@ def _write(
     west: float = 620_000,
     north: float = 3_350_000,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = values.shape
-    blocks = {"tiled": True, "blockxsize": block_px, "blockysize": block_px} if block_px else {}
-    place = Affine(pixel_m, 0, west, 0, -pixel_m, north)
-    shape = {"count": count, "height": height, "width": width, "dtype": "uint8", "crs": f"EPSG:{epsg}"}
-    with rasterio.open(path, "w", driver="GTiff", transform=place, **shape, **blocks) as dataset:
-        dataset.write(values)
+    place: dict[str, Any] = {"crs": f"EPSG:{epsg}", "transform": Affine(pixel_m, 0, west, 0, -pixel_m, north)}
+    with new_raster(path, bands=count, height=height, width=width, block_px=block_px, **place) as raster:
+        raster.write(values)
 
 
 def _set_up(ways: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +262,12 @@ def _reader(data: Any, batches: int) -> Callable[[], object]:
     def read() -> None:
         left = batches
         while left:
-            if not source:
+            new = not source
+            if new:
                 source.append(_batches(data))
             taken = sum(1 for _ in islice(source[0], left))
+            if new and not taken:
+                raise SystemExit("an epoch has no batch: more tiles than patches in a batch, please")
             if taken < left:
                 source.clear()  # the epoch of a few tiles is over
             left -= taken
@@ -218,7 +285,7 @@ class _Nothing(Dataset[torch.Tensor]):
         return torch.zeros(1)
 
 
-def _worker_memory(data: Any, *, batch_size: int) -> dict[str, Any]:
+def _worker_memory(data: Any, *, batch_size: int) -> tuple[int, int]:
     """Return the most memory that one worker held for itself, idle and while it read batches of some size."""
     usual = data.batch_size
     data.batch_size = batch_size
@@ -227,7 +294,7 @@ def _worker_memory(data: Any, *, batch_size: int) -> dict[str, Any]:
     reading = _most_bytes(_batches(data, workers=1))
     data.batch_size = usual
     data.setup("fit")
-    return {"worker_bytes_above_idle": reading - idle, "idle_worker_bytes": idle}
+    return idle, reading
 
 
 def _most_bytes(batches: Iterator[Any]) -> int:
@@ -236,7 +303,7 @@ def _most_bytes(batches: Iterator[Any]) -> int:
     def look() -> None:
         while not stop.wait(0.02):
             with suppress(OSError):
-                most[0] = max([most[0], *map(_unique_bytes, _children(os.getpid()))])
+                most[0] = max([most[0], *map(unique_bytes, _children(os.getpid()))])
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -251,20 +318,8 @@ def _children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
-def _unique_bytes(pid: int) -> int:
-    """Return the memory that a process shares with no other: pages private to it."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return 1024 * sum(int(number) for number in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", nargs="?", choices=("inria", "chesapeake"), default="inria")
-    parser.add_argument("--tiles", type=int, default=3, help="tiles to train on")
-    parser.add_argument("--block_px", type=int, default=None, help="side of the blocks; else strips, or 512 px")
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=3, help="read in each round")
-    parser.add_argument("--rounds", type=int, default=7)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    main(**vars(parser.parse_args()))
+    _parser = option_parser(__doc__, Case(), choices={"layouts": ("inria", "chesapeake")})
+    main(parse(_parser, Case, sys.argv[1:], quick=QUICK)[0])

@@ -1,12 +1,22 @@
-"""What does a training step of the configuration run/cpu.yaml cost with each norm, beside Batch Norm?"""
+"""What does a training step of the configuration run/cpu.yaml cost with each norm, beside Batch Norm?
+
+python benchmarks/training_step.py
+
+The limit is that of the convolutions, forward and back, at the most operations this machine computes.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from _alternate import alternate, print_ratios
+from _alternate import alternate
+from _limits import flops_of, limit_of_flops
+from _lines import print_ratios
+from _options import option_parser, parse
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -23,12 +33,21 @@ from geonorm.norms import (
 )
 
 PATCHES = (4, 3, 192, 192)
-ROUNDS = 7
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured."""
+
+    rounds: int = 7
+    """Of measuring."""
+    threads: int = 1
+    """Of torch."""
+
+
+def main(case: Case) -> None:
     """Print one JSON line per norm."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(case.threads)
     norms: dict[str, NormFactory] = {
         "BN": BatchNorm,
         "GN": GroupNorm,
@@ -46,8 +65,15 @@ def main() -> None:
         network.rescale.mean.fill_(127.5)
         network.rescale.deviation.fill_(70.0)
         ways[name] = partial(step, network, Adam(network.parameters()), image, labels)
-    seconds = alternate(ways, rounds=ROUNDS)
-    print_ratios(seconds, to="BN", benchmark="training_step", shape=PATCHES, network="UNet depth 3 width 16")
+    seconds = alternate(ways, rounds=case.rounds)
+    print_ratios(
+        seconds,
+        to="BN",
+        benchmark="training_step",
+        case=f"{' x '.join(map(str, PATCHES))}, U-Net depth 3 width 16",
+        limit=limit_of_flops(flops_of(ways["BN"])),
+        shape=PATCHES,
+    )
 
 
 def step(network: UNet, optimizer: Optimizer, image: Tensor, labels: Tensor) -> None:
@@ -58,4 +84,4 @@ def step(network: UNet, optimizer: Optimizer, image: Tensor, labels: Tensor) -> 
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(option_parser(__doc__, Case()), Case, sys.argv[1:], quick={"rounds": 3})[0])
