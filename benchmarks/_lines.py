@@ -78,7 +78,7 @@ def print_skipped(benchmark: str, way: str, reason: str) -> None:
 
 def print_ratios(
     seconds: Mapping[str, Sequence[float]],
-    extra: Mapping[str, float] | None = None,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
     /,
     *,
     to: str,
@@ -92,7 +92,7 @@ def print_ratios(
 
     Args:
         seconds: Of each round, for each way.
-        extra: MiB by which the process of each way grows.
+        each: Facts of each way.
         to: The way the others are held against.
         benchmark: Name of the script.
         case: What the ways have in common.
@@ -102,9 +102,9 @@ def print_ratios(
     """
     for name, values in seconds.items():
         ratios = None if name == to else [a / b for a, b in zip(values, seconds[to], strict=True)]
-        grown: dict[str, Any] = {} if extra is None else {"extra_mib": extra[name]}
         figure = statistics.median(values)
-        print_line(benchmark, case, name, figure, unit, ratios=ratios, peer=to, limit=limit, **grown, **facts)
+        own = {} if each is None else each[name]
+        print_line(benchmark, case, name, figure, unit, ratios=ratios, peer=to, limit=limit, **own, **facts)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

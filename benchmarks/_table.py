@@ -29,6 +29,8 @@ STUDIES = {
 }
 """Scripts that answer a question from networks or rasters of yours, or in hours: run them by hand."""
 COLUMNS = ("benchmark", "case", "way", "figure", "beside its peer (quartiles)", "limit", "of limit", "memory")
+REPEATED = {0: (0,), 1: (0, 1), 5: (0, 1, 5)}
+"""Columns that are not said twice, and the columns that have to be the same for it."""
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
 SCALED = {"s", "B", "B/s", "FLOP/s"}
 """Units that take a prefix."""
@@ -112,8 +114,10 @@ def table(lines: Iterable[Line]) -> list[str]:
     shown = []
     before: Sequence[str] = ("",) * len(COLUMNS)
     for row in rows:
-        same = row[0] == before[0], row[:2] == before[:2] and row[1] != ""
-        cells = ["" if index < 2 and same[index] else cell for index, cell in enumerate(row)]
+        cells = list(row)
+        for index, key in REPEATED.items():  # a cell is said once, as long as what it belongs to is the same
+            if [row[at] for at in key] == [before[at] for at in key]:
+                cells[index] = ""
         shown.append(cells)
         before = row
     ruler = ["-" * width for width in widths]
@@ -134,8 +138,9 @@ def _row(line: Line) -> tuple[str, ...]:
     ratio = ""
     if line.get("ratio") is not None:
         low, high = line["quartiles"]
-        ratio = f"{line['ratio']:.3g} of {line['peer']} ({low:.3g} to {high:.3g})"
-    limit = f"{scaled(line['limit'], unit)}: {line['limit_of']}" if line.get("limit") is not None else ""
+        ratio = f"{line['ratio']:.3g} of {line['peer']}"
+        ratio += f" ({low:.3g} to {high:.3g})" if line.get("rounds", 2) > 1 else ""
+    limit = f"{scaled(line['limit'], unit.split()[0])}: {line['limit_of']}" if line.get("limit") is not None else ""
     share = f"{100 * line['of_limit']:.3g} %" if line.get("of_limit") is not None else ""
     memory = f"{line['extra_mib']:.0f} MiB" if line.get("extra_mib") is not None else ""
     return name, case, way, scaled(line["figure"], unit), ratio, limit, share, memory

@@ -72,7 +72,7 @@ def main(case: Case) -> None:
                 print_ratios(
                     {name: [turn.seconds for turn in values] for name, values in turns.items()},
                     {
-                        name: round(statistics.median(turn.extra_mib for turn in values), 1)
+                        name: {"extra_mib": round(statistics.median(turn.extra_mib for turn in values), 1)}
                         for name, values in turns.items()
                     },
                     to="torch_GN",

@@ -127,25 +127,23 @@ def main(case: Case) -> None:
     model = {name: seconds[f"{name} model"] for name in ways}
     around = {name: [a - b for a, b in zip(total[name], model[name], strict=True)] for name in ways}
     title = f"{case.model}, {case.size_px} px, core {case.core_px}, halo {case.halo_px}"
+    each = {
+        name: {
+            "version": _version(name),
+            "tiles": sum(shape[0] for shape in seen[name]),
+            "computed_per_pixel": round(sum(n * h * w for n, _, h, w in seen[name]) / case.size_px**2, 3),
+            "seconds_model": round(statistics.median(model[name]), 3),
+            "seconds_beside_it": round(statistics.median(around[name]), 3),
+            "wall_seconds": round(statistics.median(wall[name][1:]), 3),
+            "labels_unlike_geonorm": unlike[name],
+        }
+        for name in ways
+    }
+    title = f"{case.model}, {case.size_px} px, core {case.core_px}, halo {case.halo_px}"
     facts: dict[str, Any] = {"to": "geonorm", "benchmark": "peers", **_facts(case)}
-    print_ratios(total, case=title, limit=_limit(case, network), **facts)
+    print_ratios(total, each, case=title, limit=_limit(case, network), **facts)
     if case.model == "near-free":  # else what is beside the model is less than the noise of the two it is between
-        print_ratios(around, case=f"{title}, without the network", limit=_limit(case), **facts)
-    for name in ways:
-        num_tiles = sum(shape[0] for shape in seen[name])
-        print_line(
-            "peers",
-            f"{title}, without the network",
-            f"{name}, each tile",
-            statistics.median(around[name]) / num_tiles,
-            "s CPU",
-            version=_version(name),
-            tiles=num_tiles,
-            computed_per_pixel=round(sum(n * h * w for n, _, h, w in seen[name]) / case.size_px**2, 3),
-            seconds_model=round(statistics.median(model[name]), 3),
-            wall_seconds=round(statistics.median(wall[name][1:]), 3),
-            labels_unlike_geonorm=unlike[name],
-        )
+        print_ratios(around, each, case=f"{title}, without the network", limit=_limit(case), **facts)
 
 
 def _limit(case: Case, network: nn.Module | None = None) -> Limit:
@@ -182,6 +180,7 @@ def measure_memory(case: Case) -> None:
             "B a further pixel",
             ratios=None if name == "geonorm" else [values[-1] / peaks["geonorm"][-1]],
             peer="geonorm's peak",
+            limit=Limit(0, "a stream keeps none"),
             version=_version(name),
             peak_bytes=values,
         )

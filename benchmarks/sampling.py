@@ -46,7 +46,6 @@ from geonorm.data import ChesapeakeDataModule, InriaDataModule
 
 INRIA_PATCH_PX, CHESAPEAKE_PATCH_PX = 572, 256
 PAPER_BATCH = {"inria": 12, "chesapeake": 96}
-MEMORY_BATCHES = 30
 SPLITS = ("train", "val", "test")
 
 
@@ -58,6 +57,8 @@ class Case:
     """Of the files."""
     tiles: int = 3
     """To train on."""
+    side_px: int = 0
+    """Side of the tiles; 0 for those of the data set."""
     block_px: int = 0
     """Side of the blocks; 0 for strips (INRIA) or 512 px (Chesapeake)."""
     batch_size: int = 2
@@ -66,9 +67,11 @@ class Case:
     """Read in each round."""
     rounds: int = 7
     """Of measuring."""
+    memory_batches: int = 30
+    """Read by the worker whose memory is looked at."""
 
 
-QUICK = {"tiles": 2, "batches": 1, "rounds": 2}
+QUICK = {"tiles": 2, "batches": 1, "rounds": 2, "memory_batches": 5}
 
 
 def main(case: Case) -> None:
@@ -84,12 +87,12 @@ def main(case: Case) -> None:
 
 def _measure(layout: str, root: Path, case: Case) -> None:
     make = {"inria": _inria, "chesapeake": _chesapeake}[layout]
-    ways = make(root, case.tiles, case.block_px or None, case.batch_size)
+    ways = make(root, case)
     blocks = f"blocks of {case.block_px} px" if case.block_px else "as distributed"
     facts: dict[str, Any] = {"layout": layout, "block_px": case.block_px, "tiles": case.tiles}
     # First: a worker is a copy of this process, and what it inherits and then changes is its own.
     size = PAPER_BATCH[layout]
-    idle, reading = _worker_memory(ways["geonorm"], batch_size=size)
+    idle, reading = _worker_memory(ways["geonorm"], batch_size=size, batches=case.memory_batches)
     patch_bytes, read_bytes = _patch_bytes(next(_batches(ways["geonorm"])))
     seconds = alternate({way: _reader(data, case.batches) for way, data in ways.items()}, rounds=case.rounds)
     print_ratios(
@@ -133,30 +136,30 @@ def _folder_without_digits() -> Iterator[Path]:
         shutil.rmtree(root)
 
 
-def _inria(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dict[str, Any]:
+def _inria(root: Path, case: Case) -> dict[str, Any]:
     folder = root / "AerialImageDataset" / "train"
-    names = [f"austin{number}" for number in range(1, tiles + 6)]  # five to validate on
+    names = [f"austin{number}" for number in range(1, case.tiles + 6)]  # five to validate on
     draw = np.random.default_rng(0)
     for name in names:
-        size = 5000 if int(name[6:]) > 5 else 600
+        size = (case.side_px or 5000) if int(name[6:]) > 5 else 600
         place: dict[str, Any] = {"epsg": 26914, "pixel_m": 0.3, "west": 600_000 + 1500 * int(name[6:])}
         image = draw.integers(0, 256, (3, size, size), dtype=np.uint8)
-        _write(folder / "images" / f"{name}.tif", image, block_px=block_px, **place)
+        _write(folder / "images" / f"{name}.tif", image, block_px=case.block_px or None, **place)
         mask = np.kron(draw.integers(0, 2, (size // 50, size // 50)), np.ones((50, 50))).astype(np.uint8) * 255
-        _write(folder / "gt" / f"{name}.tif", mask[None], block_px=block_px, **place)
+        _write(folder / "gt" / f"{name}.tif", mask[None], block_px=case.block_px or None, **place)
     (root / "AerialImageDataset" / "test" / "images").mkdir(parents=True)
     from torchgeo.datamodules import InriaAerialImageLabelingDataModule
 
     ours = InriaDataModule(
-        root, patch_px=INRIA_PATCH_PX, batch_size=batch_size, patches_per_epoch=10_000, num_workers=0
+        root, patch_px=INRIA_PATCH_PX, batch_size=case.batch_size, patches_per_epoch=10_000, num_workers=0
     )
     theirs = InriaAerialImageLabelingDataModule(
-        batch_size=batch_size, patch_size=INRIA_PATCH_PX, num_workers=0, root=str(root)
+        batch_size=case.batch_size, patch_size=INRIA_PATCH_PX, num_workers=0, root=str(root)
     )
     return _set_up({"geonorm": ours, "torchgeo": theirs})
 
 
-def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -> dict[str, Any]:
+def _chesapeake(root: Path, case: Case) -> dict[str, Any]:
     """Write tiles with the names, the grids and the index of Chesapeake Land Cover."""
     from torchgeo.datamodules import ChesapeakeCVPRDataModule
     from torchgeo.datasets import ChesapeakeCVPR
@@ -166,14 +169,14 @@ def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -
     features = []
     for split in SPLITS:
         part = folder / f"md_1m_2013_extended-debuffered-{split}_tiles"
-        for number in range(tiles):
-            height, width = (6000, 7000)
+        for number in range(case.tiles):
+            height, width = (case.side_px or 6000, case.side_px or 7000)
             stem = f"m_{3907000 + number}_nw_18_1"
             place: dict[str, Any] = {"epsg": 26918, "pixel_m": 1.0, "west": 330_000 + 7500 * number, "north": 4_330_000}
             image = draw.integers(0, 256, (4, height, width), dtype=np.uint8)
-            _write(part / f"{stem}_naip-new.tif", image, block_px=block_px or 512, **place)
+            _write(part / f"{stem}_naip-new.tif", image, block_px=case.block_px or 512, **place)
             labels = np.kron(draw.integers(1, 7, (height // 50, width // 50)), np.ones((50, 50))).astype(np.uint8)
-            _write(part / f"{stem}_lc.tif", labels[None], block_px=block_px or 512, **place)
+            _write(part / f"{stem}_lc.tif", labels[None], block_px=case.block_px or 512, **place)
             features.append(_feature(part, stem, split, place, height, width))
     for name in ChesapeakeCVPR._files:  # torchgeo looks for the folders of all states before it reads one
         path = folder / name
@@ -189,13 +192,13 @@ def _chesapeake(root: Path, tiles: int, block_px: int | None, batch_size: int) -
     }
     (folder / "spatial_index.geojson").write_text(json.dumps(index), encoding="utf-8")
     ours = ChesapeakeDataModule(
-        root, patch_px=CHESAPEAKE_PATCH_PX, batch_size=batch_size, patches_per_epoch=10_000, num_workers=0
+        root, patch_px=CHESAPEAKE_PATCH_PX, batch_size=case.batch_size, patches_per_epoch=10_000, num_workers=0
     )
     theirs = ChesapeakeCVPRDataModule(
         train_splits=["md-train"],
         val_splits=["md-val"],
         test_splits=["md-test"],
-        batch_size=batch_size,
+        batch_size=case.batch_size,
         patch_size=CHESAPEAKE_PATCH_PX,
         length=10_000,
         num_workers=0,
@@ -278,26 +281,29 @@ def _reader(data: Any, batches: int) -> Callable[[], object]:
 class _Nothing(Dataset[torch.Tensor]):
     """What a worker reads that does nothing."""
 
+    def __init__(self, count: int) -> None:
+        self.count = count
+
     def __len__(self) -> int:
-        return MEMORY_BATCHES
+        return self.count
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.zeros(1)
 
 
-def _worker_memory(data: Any, *, batch_size: int) -> tuple[int, int]:
+def _worker_memory(data: Any, *, batch_size: int, batches: int) -> tuple[int, int]:
     """Return the most memory that one worker held for itself, idle and while it read batches of some size."""
     usual = data.batch_size
     data.batch_size = batch_size
     data.setup("fit")
-    idle = _most_bytes(iter(DataLoader(_Nothing(), num_workers=1)))
-    reading = _most_bytes(_batches(data, workers=1))
+    idle = _most_bytes(iter(DataLoader(_Nothing(batches), num_workers=1)), batches)
+    reading = _most_bytes(_batches(data, workers=1), batches)
     data.batch_size = usual
     data.setup("fit")
     return idle, reading
 
 
-def _most_bytes(batches: Iterator[Any]) -> int:
+def _most_bytes(batches: Iterator[Any], count: int) -> int:
     most, stop = [0], threading.Event()
 
     def look() -> None:
@@ -307,7 +313,7 @@ def _most_bytes(batches: Iterator[Any]) -> int:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    for _ in islice(batches, MEMORY_BATCHES):
+    for _ in islice(batches, count):
         time.sleep(0.05)
     stop.set()
     watcher.join()

@@ -32,13 +32,13 @@ from geonorm.norms import (
     SwitchableNorm,
 )
 
-PATCHES = (4, 3, 192, 192)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What is measured."""
 
+    side_px: int = 192
+    """Of the patches."""
     rounds: int = 7
     """Of measuring."""
     threads: int = 1
@@ -56,9 +56,10 @@ def main(case: Case) -> None:
         "SN": SwitchableNorm,
         "LCN_31px": partial(LocalContextNorm, window_px=31),
     }
+    patches = (4, 3, case.side_px, case.side_px)
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(PATCHES, generator=generator) * 255
-    labels = torch.randint(0, 2, (PATCHES[0], *PATCHES[2:]), generator=generator)
+    image = torch.rand(patches, generator=generator) * 255
+    labels = torch.randint(0, 2, (patches[0], *patches[2:]), generator=generator)
     ways: dict[str, Callable[[], object]] = {}
     for name, norm in norms.items():
         network = UNet(3, 2, norm=norm, depth=3, width=16)
@@ -70,9 +71,9 @@ def main(case: Case) -> None:
         seconds,
         to="BN",
         benchmark="training_step",
-        case=f"{' x '.join(map(str, PATCHES))}, U-Net depth 3 width 16",
+        case=f"{' x '.join(map(str, patches))}, U-Net depth 3 width 16",
         limit=limit_of_flops(flops_of(ways["BN"])),
-        shape=PATCHES,
+        shape=patches,
     )
 
 

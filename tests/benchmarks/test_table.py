@@ -31,7 +31,7 @@ def test_a_row_shows_figure_ratio_limit_and_memory() -> None:
     row = table([line])[2]
 
     expected = ["walk", "2 miles", "dog", "12.3 ms CPU", "1.5 of cat (1.25 to 2)"]
-    assert cells(row) == [*expected, "6.17 ms CPU: 2 passes at 9.1 GB/s", "50 %", "64 MiB"]
+    assert cells(row) == [*expected, "6.17 ms: 2 passes at 9.1 GB/s", "50 %", "64 MiB"]
 
 
 def test_columns_stand_one_under_the_other_and_what_repeats_is_left_out() -> None:
@@ -45,10 +45,20 @@ def test_columns_stand_one_under_the_other_and_what_repeats_is_left_out() -> Non
     ]
 
 
+def test_a_limit_is_said_once_for_each_case_and_one_round_has_no_quartiles() -> None:
+    limit = {"limit": 1.0, "limit_of": "light", "of_limit": 0.01}
+    ratio = {"ratio": 2, "peer": "cat", "quartiles": [2, 2], "rounds": 1}
+
+    rows = table([LINE | limit, LINE | {"way": "cat"} | limit | ratio, LINE | {"case": "3 miles"} | limit])
+
+    assert [cells(row)[5] for row in rows[2:]] == ["1 s: light", "", "1 s: light"]
+    assert cells(rows[3])[4] == "2 of cat"
+
+
 def test_a_limit_of_nothing_has_no_share() -> None:
     row = table([LINE | {"figure": 0, "unit": "labels differ", "limit": 0.0, "limit_of": "the law"}])[2]
 
-    assert cells(row)[3:7] == ["0 labels differ", "", "0 labels differ: the law", ""]
+    assert cells(row)[3:7] == ["0 labels differ", "", "0 labels: the law", ""]
 
 
 @pytest.mark.parametrize(
