@@ -1,11 +1,11 @@
 """What do geonorm's tiles cost beside MONAI's and TerraTorch's: CPU time around the model, and memory?
 
-python benchmarks/peers.py                                          a small case, in seconds
-python benchmarks/peers.py --size-px 4096 --rounds 7                around a model that costs next to nothing
-python benchmarks/peers.py --size-px 4096 --rounds 7 --model unet   all of it, with a ResNet-34 U-Net
-python benchmarks/peers.py --only memory --memory-px 4096 8192      peaks, and bytes for each further pixel
+python benchmarks/peers.py                                                      small cases, in seconds
+python benchmarks/peers.py --only time --size-px 4096 --rounds 7                around a model that is nearly free
+python benchmarks/peers.py --only time --size-px 4096 --rounds 7 --model unet   all of it, with a ResNet-34 U-Net
+python benchmarks/peers.py --only memory --memory-px 4096 8192                  peaks, and bytes for each further pixel
 
-The peers are MONAI and TerraTorch (the packages monai and terratorch); one that is missing is skipped. All ways read the
+The peers are MONAI and TerraTorch (packages monai and terratorch); one that is missing is skipped. All ways read the
 same file, call the same network on tiles of core + 2 halo pixels every core pixels, and write the same kind of map.
 The limit: the larger of the network's operations at the most this machine computes, and of the bytes that no way can do
 without (pixels read, as float32 to the network, logits, labels) at the speed of a copy.
