@@ -22,6 +22,7 @@ Line = Mapping[str, Any]
 FOLDER = Path(__file__).parent
 STUDIES = {
     "batch_size": "trains forty networks",
+    "inference_trace": "draws a picture",
     "law": "needs a raster and checkpoints",
     "law_rasters": "needs rasters",
     "seam_picture": "draws a picture of a raster and checkpoints",

@@ -4,10 +4,11 @@ python benchmarks/inference.py                                      a drawn rast
 python benchmarks/inference.py --threads 2 --size-px 4096 --norms BN
 python benchmarks/inference.py --growth 1 4 16 64 100 400           megapixels; a straight line through the seconds
 
-The ratio is the time of reading, labelling and writing over that of the bare network, round by round; `share` is its
-inverse. By the clock, and in processor time, in which what other threads do counts as if it hid nothing. The limit is
-that of the network's convolutions, at the most operations this machine computes. For the growth each raster is labelled
-in a process of its own, in processor time; the worst one's distance from the straight line is the last figure.
+The ratio is the time of reading, labelling and writing, in tiles and in rows, over that of the bare network on the same
+tiles, round by round; `share` is the inverse of that of tiles. By the clock, and in processor time, in which what other
+threads do counts as if it hid nothing. The limit is that of the network's convolutions, at the most operations this
+machine computes. For the growth each raster is labelled in a process of its own, in processor time; the worst one's
+distance from the straight line is the last figure.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,17 +102,22 @@ def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
         for tile in tiles:
             answer(tile)
 
-    def whole() -> None:
-        predict_raster(network, source, target, core_px=case.core_px, halo="exact", overwrite=True)
+    def whole(engine: Literal["tiles", "rows"]) -> None:
+        predict_raster(network, source, target, core_px=case.core_px, halo="exact", engine=engine, overwrite=True)
 
-    cpu: dict[str, list[float]] = {"bare": [], "whole": []}
-    ways = {"bare": partial(_run, bare, cpu["bare"]), "whole": partial(_run, whole, cpu["whole"])}
+    runs: dict[str, Callable[[], None]] = {
+        "bare": bare,
+        "tiles": partial(whole, "tiles"),
+        "rows": partial(whole, "rows"),
+    }
+    cpu: dict[str, list[float]] = {way: [] for way in runs}
+    ways = {way: partial(_run, run, cpu[way]) for way, run in runs.items()}
     seconds = alternate(ways, rounds=case.rounds, clock=time.monotonic)
     cpu_seconds = {way: values[1:] for way, values in cpu.items()}  # the first round does not count here, either
     with torch.no_grad():
         flops = flops_of(lambda: [network(tile.float()) for tile in tiles])
     for unit, values in (("s", seconds), ("s CPU", cpu_seconds)):
-        shares = [a / b for a, b in zip(values["bare"], values["whole"], strict=True)]
+        shares = [a / b for a, b in zip(values["bare"], values["tiles"], strict=True)]
         print_ratios(
             values,
             to="bare",

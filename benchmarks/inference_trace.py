@@ -25,13 +25,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from inference import NORMS, Case, draw, drawn_network
+from _rasters import draw_slopes
+from inference import NORMS, Case, drawn_network
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from geonorm.inference import job, journal, outputs, predict
-from geonorm.models.predictor import predictor
+from geonorm.models.predictor import RowRun, predictor
 from geonorm.raster import read
 from geonorm.tiling import supply
 
@@ -104,6 +105,7 @@ def recording(trace: Trace) -> Iterator[None]:
         ("labels", outputs.Kept, "finish"),
         (STRIPS, journal.Journal, "keep"),
         (TOGETHER, predict, "assemble"),
+        (NETWORK, RowRun, "push"),
     ]
     with ExitStack() as patched:
         for what, owner, name in places:
@@ -123,7 +125,7 @@ def main(case: Case, norm: str, picture: Path) -> None:
         source, target = Path(name) / "source.tif", Path(name) / "map.tif"
         network = drawn_network(case, norm)
         for size_px in (case.core_px, case.size_px):  # what is loaded on the first call is no part of the question
-            draw(source, size_px, size_px)
+            draw_slopes(source, size_px, size_px)
             trace, cpu = Trace(), time.thread_time()
             with recording(trace):
                 predict.predict_raster(network, source, target, core_px=case.core_px, halo="exact", overwrite=True)
