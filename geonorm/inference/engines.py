@@ -44,10 +44,11 @@ class Rows:
     why: str
     """For the user."""
 
-    def halo(self, geometry: TileGeometry) -> HaloChoice:
+    def halo(self, halo: Halo, geometry: TileGeometry) -> HaloChoice:
         """Return the halo that is read where strips are taken up again."""
-        halo_px = geometry.core_halo_px or 0
-        why = f"exact halo of {halo_px} px, read only above and below strips that are labelled together"
+        halo_px = max(halo if isinstance(halo, int) else 0, geometry.core_halo_px or 0)
+        kind = "exact" if halo_px == geometry.core_halo_px else "given"
+        why = f"{kind} halo of {halo_px} px, read only above and below strips that are labelled together"
         if self.plan.block_px is not None:
             why += ", and beside blocks of columns"
         return HaloChoice(halo_px=halo_px, kind="exact", mismatch=None, reference_px=None, why=why)

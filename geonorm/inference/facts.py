@@ -72,5 +72,6 @@ def weights_hash(network: nn.Module) -> str:
 
 def config_hash(settings: Mapping[str, Any]) -> str:
     """Return letters that two runs share only if they label any raster alike: same network, same settings."""
-    alike = {name: fact for name, fact in settings.items() if name not in ("size", "transform", "batch_size")}
+    ways = ("size", "transform", "batch_size", "engine")
+    alike = {name: fact for name, fact in settings.items() if name not in ways}
     return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()

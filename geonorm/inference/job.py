@@ -168,7 +168,6 @@ class Job:
             "geonorm_core_px": str(self.plan.core_px),
             "geonorm_halo_px": str(self.plan.axes[0].aligned_halo_px),
             "geonorm_halo_kind": self.halo.kind,
-            **({} if self.rows is None else {"geonorm_engine": "rows"}),
             "geonorm_stride_px": str(self.plan.network.stride_px),
             "geonorm_grid_offset_px": json.dumps(list(self.plan.grid_offset_px)),
             **({"geonorm_resolution_m": f"{self.reader.resolution:.6g}"} if self.is_resampled else {}),
@@ -184,8 +183,8 @@ class Job:
             f" in {len(blocks)} blocks of up to {rows.plan.widest_px(self.plan)} columns" if len(blocks) > 1 else ""
         )
         return (
-            f"rows     {rows.plan.step_px} at a time through the network{across}, each computed once; "
-            f"strips of {self.plan.core_px}"
+            f"rows     {rows.plan.step_px} at a time through the network{across}, in strips of {self.plan.core_px}; "
+            f"{rows.why}"
         )
 
     def _phases_in_words(self) -> list[str]:
@@ -262,7 +261,7 @@ def prepare(
     predict = predictor(
         model.network, torch.device(device), precision=precision, tta=views.orientations, compile=compile
     )
-    choice = known_halo if rows is None else rows.halo(geometry)
+    choice = known_halo if rows is None else rows.halo(halo, geometry)
     if choice is None:  # measured at one phase: how far the network sees is much the same at all
         with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
             choice = choose_halo(

@@ -79,17 +79,17 @@ class RowPredictor:
         self._precision: Precision = precision
         image = _trial_image(network, geometry, TRIAL_STRIDES)
         with evaluating(network), _rounding(precision, device), _plain_float32(device):
-            self._rows = RowNetwork.of(network, _as_input(image, device))
+            self.rows = RowNetwork.of(network, _as_input(image, device))
         self._try(_trial_image(network, geometry, tuple(2 * strides for strides in TRIAL_STRIDES)), geometry.stride_px)
 
     def __call__(self, height: int) -> RowRun:
         """Begin an image of so many rows."""
-        return RowRun(self._rows.stream(height), self._network, self._device, self._precision)
+        return RowRun(self.rows.stream(height), self._network, self._device, self._precision)
 
     def tensor_bytes(self, height: int, width: int, step: int) -> Iterator[tuple[int, ...]]:
         """Yield the bytes of all tensors that there are, operator by operator, as an image goes by in steps."""
         bands = len(rescale_of(self._network).mean)
-        return self._rows.tensor_bytes(height, width, step, bands * width * torch.float32.itemsize)
+        return self.rows.tensor_bytes(height, width, step, bands * width * torch.float32.itemsize)
 
     def _try(self, image: Tensor, step_px: int) -> None:
         """Raise unless an image gives by rows what it gives at once."""

@@ -32,6 +32,8 @@ from tests.folders import names_in
 from tests.inference.rasters import draw, labels_in, noise
 from tests.models.networks import local, unet
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 CORE_PX = 16
 NUM_STRIPS = 4
 ROWS = [0, 16, 32, 48]
@@ -40,7 +42,7 @@ FACTS = {"source": "a.tif", "plan": {"core_px": 16}}
 Layers = Sequence[tuple[Layer, NDArray[Any]]]
 LABELS = Layer(name="labels", dtype="uint8", band_names=("labels",), nodata=255)
 
-predict = partial(predict_raster, core_px=CORE_PX)
+predict = partial(predict_raster, core_px=CORE_PX, halo="exact")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ from tests.folders import names_in
 from tests.inference.rasters import draw, noise
 from tests.models.networks import local, unet
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 HOLE = np.s_[5:20, 30:70]
 FIRST = (-16, 16)
 

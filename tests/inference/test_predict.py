@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 
 import geonorm
 from geonorm.errors import GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
-from geonorm.inference import predict_raster
+from geonorm.inference import Options, engines, predict_raster
 from geonorm.inference.job import as_trained
 from geonorm.inference.outputs import NODATA_LABEL
 from geonorm.models import UNet, tile_geometry
+from geonorm.models.predictor import RowPredictor, RowRun
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory
 from geonorm.raster.read import open_raster
@@ -236,7 +238,7 @@ def test_the_plan_is_told_before_the_work(source: Path, target: Path) -> None:
         assert not target.exists()
         told.append(text)
 
-    predict_raster(unet(), source, target, core_px=32, on_plan=on_plan)
+    predict_raster(unet(), source, target, core_px=32, engine="tiles", on_plan=on_plan)
 
     (text,) = told
     assert "60 rows x 90 columns, 3 bands, uint8" in text
@@ -280,7 +282,7 @@ def test_the_halo_is_the_one_that_was_asked_for(
 def test_auto_measures_where_the_exact_halo_is_dear(source: Path, target: Path) -> None:
     network = unet(local(window_px=31))
 
-    result = predict_raster(network, source, target, core_px=16)
+    result = predict_raster(network, source, target, core_px=16, engine="tiles")
 
     assert result.halo.kind == "measured"
     assert result.halo.mismatch is not None
@@ -424,9 +426,141 @@ def test_a_network_that_fails_half_way_leaves_nothing_behind(source: Path, targe
     network = Failing(3, 2, norm=BatchNorm, depth=1, width=4)
 
     with pytest.raises(RuntimeError, match="the lights went out"):
-        predict_raster(network, source, target, core_px=16, overwrite=overwrite)
+        predict_raster(network, source, target, core_px=16, engine="tiles", overwrite=overwrite)
 
     assert [path.read_bytes() for path in target.parent.iterdir()] == [b"precious"] * overwrite
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_rows_that_fail_half_way_leave_nothing_behind(
+    source: Path, target: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[int] = []
+
+    def push(run: RowRun, rows: Tensor) -> Tensor | None:
+        pushed.append(rows.shape[2])
+        if sum(pushed) > 30:
+            raise RuntimeError("the lights went out")
+        return usual(run, rows)
+
+    if overwrite:
+        target.write_bytes(b"precious")
+    usual = RowRun.push
+    work = partial(predict_raster, unet(), source, target, engine="rows", overwrite=overwrite)
+    monkeypatch.setattr(RowPredictor, "_try", lambda *_: None)  # it pushes, too
+    monkeypatch.setattr(RowRun, "push", push)
+    monkeypatch.setattr(engines, "STEP_PX", 16)
+
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        work()
+
+    assert [path.read_bytes() for path in target.parent.iterdir()] == [b"precious"] * overwrite
+
+
+# Rows or tiles
+
+
+@pytest.fixture
+def usual_engine(monkeypatch: pytest.MonkeyPatch, both_engines: None) -> None:
+    """Choose as for a user, of small steps."""
+    monkeypatch.setattr(
+        Options.__init__, "__kwdefaults__", {**(Options.__init__.__kwdefaults__ or {}), "engine": "auto"}
+    )
+    monkeypatch.setattr(engines, "WORTH_IT", 0.95)
+    monkeypatch.setattr(engines, "STEP_PX", 16)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, local(window_px=5)], ids=["BN", "5 px"])
+@pytest.mark.parametrize("outputs", [("labels",), ("logits", "labels", "probabilities")])
+def test_rows_and_tiles_make_the_same_map(source: Path, target: Path, norm: NormFactory, outputs: Any) -> None:
+    found = {}
+    for engine in ("rows", "tiles"):
+        settings = {"core_px": 16, "halo": "exact", "engine": engine, "outputs": outputs, "overwrite": True}
+        predict_raster(unet(norm), source, target, **settings)
+        files = [target, *(target.with_suffix(f".{name}.tif") for name in outputs[1:])]
+        found[engine] = [rasterio.open(file).read() for file in files]
+
+    for rows, tiles in zip(found["rows"], found["tiles"], strict=True):
+        np.testing.assert_array_equal(rows, tiles)
+
+
+@pytest.mark.usefixtures("usual_engine")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "do not depend on the tiles"),
+        ({"engine": "tiles"}, "cores of 16 px"),
+        ({"core_px": 128}, "tiles, since rows cost as much"),
+        ({"halo": "measured"}, "halo=measured asks for another"),
+        ({"halo": 2}, "halo=2 asks for another"),
+        ({"blend": "linear"}, "tiles, since blend=linear averages tiles"),
+        ({"tta": "d4"}, "tiles, since tta=d4 turns tiles"),
+        ({"tta": "phases"}, "tiles, since tta=phases reads every tile at several phases"),
+    ],
+)
+def test_auto_says_what_it_takes_and_why(source: Path, target: Path, settings: dict[str, Any], words: str) -> None:
+    told: list[str] = []
+
+    predict_raster(unet(), source, target, **{"core_px": 16, **settings}, on_plan=told.append)
+
+    assert words in told[0]
+    assert ("rows     16 at a time" in told[0]) == (not settings)
+
+
+@pytest.mark.usefixtures("usual_engine")
+def test_auto_takes_the_exact_halo_by_rows_where_it_is_dear_by_tiles(source: Path, target: Path) -> None:
+    told: list[str] = []
+
+    result = predict_raster(unet(local(window_px=31)), source, target, core_px=16, on_plan=told.append)
+
+    assert result.halo.kind == "exact"
+    assert re.search(r"1\.\d\d times the compute, exact tiles \d\d?\.\d\d times", told[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"blend": "hann"}, "blend=hann averages tiles"),
+        ({"tta": "phases:4"}, "tta=phases:4 reads every tile"),
+        ({"halo": 2}, "rows have the exact halo of 8 px, and halo=2 asks for another"),
+        ({"compile": True}, "compile=true"),
+    ],
+)
+def test_rows_that_cannot_be_are_one_line(source: Path, target: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfigError, match=rf"engine=rows cannot be: {re.escape(words)}"):
+        predict_raster(unet(), source, target, engine="rows", **settings)
+    assert not target.exists()
+
+
+def test_rows_of_a_network_that_sees_everything_are_one_line(source: Path, target: Path) -> None:
+    with pytest.raises(InvalidConfigError, match=r"engine=rows cannot be: encoder\.0\.1 \(GroupNorm\)"):
+        predict_raster(unet(GroupNorm), source, target, engine="rows")
+
+
+def test_where_memory_is_short_the_columns_go_through_in_blocks(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, told = unet(local(window_px=5), depth=1), list[str]()
+    predict_raster(network, source, target, core_px=16, halo="exact", engine="tiles")
+    expected = rasterio.open(target).read()
+    monkeypatch.setattr(engines, "available_memory", lambda device: 3 * 10**5)
+
+    predict_raster(network, source, target, core_px=16, engine="rows", overwrite=True, on_plan=told.append)
+
+    assert re.search(r"in \d blocks of up to \d\d columns", told[0])
+    np.testing.assert_array_equal(rasterio.open(target).read(), expected)
+
+
+@pytest.mark.usefixtures("usual_engine")
+def test_where_not_even_a_block_fits_it_is_said(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(engines, "available_memory", lambda device: 3000)
+
+    with pytest.raises(InvalidConfigError, match="engine=rows cannot be: the rows it keeps do not fit"):
+        predict_raster(unet(), source, target, core_px=16, engine="rows")
+    predict_raster(unet(), source, target, core_px=16, on_plan=told.append)
+
+    assert "tiles, since the rows it keeps do not fit" in told[0]
 
 
 # Real rasters
@@ -466,6 +600,8 @@ from pathlib import Path
 from geonorm.inference import predict_raster
 from geonorm.models import UNet, tile_geometry
 from geonorm.norms import BatchNorm
+
+pytestmark = pytest.mark.usefixtures("both_engines")
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -33,6 +33,8 @@ from geonorm.tiling.blending import Blend
 from tests.inference.rasters import draw, labels_in, noise
 from tests.models.networks import local, unet
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 FIRST = (-17_666_664, 1_333_332)
 
 
