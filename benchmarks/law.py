@@ -1,17 +1,20 @@
 """Is the tiled map the whole-image pass, bit for bit? On a real raster, for several cores, grids and threads.
 
 python benchmarks/law.py RASTER CHECKPOINT [CHECKPOINT ...]
+python benchmarks/law.py RASTER CHECKPOINT --backend openvino --precision bf16-mixed
 
 The figure is how many labels differ. Its bound is no speed of a machine but the promise: none.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from _lines import Limit, print_line, print_skipped
@@ -38,17 +41,17 @@ class Case:
     threads: int
 
 
-def main(raster: str, checkpoints: list[str]) -> None:
-    """Print one JSON line per checkpoint and way of tiling."""
+def main(raster: str, checkpoints: list[str], **how: Any) -> None:
+    """Print one JSON line per checkpoint and way of tiling; ``how`` the network is computed."""
     with tempfile.TemporaryDirectory() as folder, open_raster(raster, bands=[1, 2, 3]) as reader:
         height, width = min(HEIGHT, reader.grid.height), min(WIDTH, reader.grid.width)
         part = _copy(reader, Window(0, 0, height, width), Path(folder) / "part.tif")
         crop = _copy(reader, Window(3, 5, height - 3, width - 5), Path(folder) / "crop.tif")
         for path in checkpoints:
-            _check(load_model(path), path, part, crop)
+            _check(load_model(path), path, part, crop, how)
 
 
-def _check(model: TrainedModel, path: str, part: Path, crop: Path) -> None:
+def _check(model: TrainedModel, path: str, part: Path, crop: Path, how: dict[str, Any]) -> None:
     with open_raster(part, bands=[1, 2, 3]) as reader:
         row, col = reader.grid.first_index
         cases = [
@@ -63,7 +66,7 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path) -> None:
         whole: dict[tuple[int, int], Tensor] = {}
         for case in cases:
             torch.set_num_threads(case.threads)
-            job = prepare(model, reader, core_px=case.core_px, halo=_halo(model), grid_offset_px=case.offset_px)
+            job = prepare(model, reader, core_px=case.core_px, halo=_halo(model), grid_offset_px=case.offset_px, **how)
             stride = job.plan.network.stride_px
             phase = (case.offset_px[0] % stride, case.offset_px[1] % stride)
             if phase not in whole:
@@ -74,9 +77,9 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path) -> None:
             _print(path, case, job, whole[phase], tiled, seconds=time.monotonic() - began)
 
         torch.set_num_threads(2)
-        full = prepare(model, reader, core_px=512, halo=_halo(model))
+        full = prepare(model, reader, core_px=512, halo=_halo(model), **how)
         with open_raster(crop, bands=[1, 2, 3]) as cropped:
-            job = prepare(model, cropped, core_px=512, halo=_halo(model))
+            job = prepare(model, cropped, core_px=512, halo=_halo(model), **how)
             inner = job.halo.halo_px + 3 * job.plan.network.stride_px
             both = [
                 torch.cat([strip.output for strip in one.strips()], dim=0)[top:, left:]
@@ -127,7 +130,13 @@ def _logits(logits: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    _parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _parser.add_argument("raster", nargs="?")
+    _parser.add_argument("checkpoints", nargs="*")
+    _parser.add_argument("--backend", default="torch")
+    _parser.add_argument("--precision", default="32-true")
+    _options = _parser.parse_args(sys.argv[1:])
+    if not _options.checkpoints:
         print_skipped("law", "", "give a raster and checkpoints")
     else:
-        main(sys.argv[1], sys.argv[2:])
+        main(_options.raster, _options.checkpoints, backend=_options.backend, precision=_options.precision)

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the network with torch")
     parser.add_argument(
+        "--backend",
+        choices=("torch", "openvino"),
+        default="torch",
+        help="what computes the network: openvino is faster on a CPU, but takes no Local Context Norm",
+    )
+    parser.add_argument(
         "--bands",
         type=int,
         nargs="+",
@@ -111,6 +117,7 @@ def run(options: argparse.Namespace) -> None:
         "device": as_device(options.device),
         "precision": options.precision,
         "compile": options.compile,
+        "backend": options.backend,
         "bands": None if options.bands is None else tuple(options.bands),
         "nodata": options.nodata,
         "nodata_rule": options.nodata_rule,

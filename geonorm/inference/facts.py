@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from geonorm.inference.options import Options
+from geonorm.models.converted import require_openvino
 from geonorm.raster.read import RasterSource
 
 Path = str | os.PathLike[str]
@@ -44,6 +45,7 @@ def setting_facts(network: nn.Module, reader: RasterSource, options: Options) ->
         "tta": options.tta,
         "precision": options.precision,
         "compile": options.compile,
+        "backend": options.backend,
         "batch_size": options.batch_size,
         "bands": list(reader.bands),
         "nodata": None if options.nodata is None else str(options.nodata),
@@ -58,7 +60,8 @@ def setting_facts(network: nn.Module, reader: RasterSource, options: Options) ->
 
 def machine_facts(options: Options) -> dict[str, Any]:
     """Return on what it is computed, as far as it changes the last bit."""
-    return {"device": options.device.partition(":")[0], "torch": torch.__version__}
+    facts = {"device": options.device.partition(":")[0], "torch": torch.__version__}
+    return facts if options.backend == "torch" else {**facts, "openvino": require_openvino().__version__}
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -19,7 +19,7 @@ from geonorm.inference.engines import Rows
 from geonorm.inference.halo import Halo, HaloChoice, choose_halo
 from geonorm.inference.views import Views
 from geonorm.models import TileGeometry, tile_geometry
-from geonorm.models.predictor import Precision, predictor
+from geonorm.models.predictor import Backend, Precision, predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.raster.read import RasterSource
 from geonorm.raster.resample import Resampled
@@ -219,6 +219,7 @@ def prepare(
     precision: Precision = "32-true",
     tta: str = "none",
     compile: bool = False,
+    backend: Backend = "torch",
     blend: Blend = "none",
     counts: Counts | None = None,
     rows: Rows | None = None,
@@ -240,6 +241,7 @@ def prepare(
         precision: See there.
         tta: See there.
         compile: See there.
+        backend: See there.
         blend: See there.
         counts: Which pixels are wanted; all where None.
         rows: How the raster goes through in one stream; None: in tiles.
@@ -259,7 +261,12 @@ def prepare(
     views = Views.parse(tta)
     phased = replace(plan, phases=views.phases_of(geometry.stride_px))
     predict = predictor(
-        model.network, torch.device(device), precision=precision, tta=views.orientations, compile=compile
+        model.network,
+        torch.device(device),
+        precision=precision,
+        tta=views.orientations,
+        compile=compile,
+        backend=backend,
     )
     choice = known_halo if rows is None else rows.halo(halo, geometry)
     if choice is None:  # measured at one phase: how far the network sees is much the same at all
@@ -285,7 +292,11 @@ def prepare(
         blend=blend,
         tta=tta,
         counts=counts,
-        rounding=tuple([precision] * (precision != "32-true") + ["compiled"] * compile),
+        rounding=(
+            *((precision,) if precision != "32-true" else ()),
+            *(("compiled",) if compile else ()),
+            *((backend,) if backend != "torch" else ()),
+        ),
         rows=rows,
         engine=engine,
     )

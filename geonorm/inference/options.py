@@ -12,7 +12,7 @@ from geonorm.inference.halo import Halo
 from geonorm.inference.outputs import Output
 from geonorm.inference.shards import WHOLE, Shard
 from geonorm.inference.views import Views
-from geonorm.models.predictor import Precision
+from geonorm.models.predictor import Backend, Precision
 from geonorm.raster.area import Area
 from geonorm.raster.polygons import check_generalization
 from geonorm.raster.read import NodataRule
@@ -57,6 +57,8 @@ class Options:
     """``"bf16-mixed"`` or ``"16-mixed"`` for speed: labels then follow from the tiles within the rounding."""
     compile: bool = False
     """Compile the network with torch."""
+    backend: Backend = "torch"
+    """What computes the network: ``"openvino"`` is faster on a CPU; not with Local Context Norm."""
     bands: tuple[int, ...] | None = None
     """Bands of the raster, counted from 1, in the order the model takes them; the first ones where None."""
     nodata: float | None = None
@@ -97,6 +99,7 @@ class Options:
             ("engine", get_args(Engine)),
             ("blend", get_args(Blend)),
             ("precision", get_args(Precision)),
+            ("backend", get_args(Backend)),
             ("nodata_rule", get_args(NodataRule)),
             ("vectors", (None, *get_args(Vectors))),
             ("output_grid", get_args(OutputGrid)),

@@ -168,6 +168,7 @@ def prepare_work(
         precision=options.precision,
         tta=options.tta,
         compile=options.compile,
+        backend=options.backend,
         blend=options.blend,
         counts=None if area is None else area.inside,
         rows=rows,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geonorm.errors import InvalidConfigError, name_some, one_line
 from geonorm.models.bitwise import BitwiseConvolutions
+from geonorm.models.converted import converted
 from geonorm.models.geometry import TileGeometry
 from geonorm.models.rescale import rescale_of
 from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
@@ -18,6 +19,7 @@ from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Lightning's names; only the first keeps the law of tiling to the last bit."""
 Orientations = Literal["none", "d4"]
+Backend = Literal["torch", "openvino"]
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -28,10 +30,11 @@ def predictor(
     precision: Precision = "32-true",
     tta: Orientations = "none",
     compile: bool = False,
+    backend: Backend = "torch",
 ) -> Callable[[Tensor], Tensor]:
     """Return a network as a function of tiles ``(N, C, h, w)`` of raw values of any type, in evaluation.
 
-    In float32 and not compiled, what it says of a pixel does not depend on the tiling.
+    In float32, by torch and not compiled, what it says of a pixel does not depend on the tiling.
 
     Args:
         network: Raw band values in, logits out.
@@ -39,15 +42,27 @@ def predictor(
         precision: ``"bf16-mixed"`` and ``"16-mixed"`` compute in half precision where torch's autocast does.
         tta: ``"d4"``: the mean of the logits for all eight mirrored and turned copies of a tile.
         compile: Compile the network with torch; needs a C++ compiler on the CPU.
+        backend: What computes the network; ``"openvino"`` on the CPU only.
+
+    Raises:
+        InvalidConfigError: OpenVINO cannot be used, or not with these settings.
     """
     network = network.to(device)
-    plain = precision == "32-true" and not compile
-    answer = _compiled(network) if compile else network
+    by_torch = backend == "torch"
+    if not by_torch:
+        _check_for_openvino(device, precision, compile=compile)
+    plain = precision == "32-true" and not compile and by_torch
+    answer: Callable[[Tensor], Tensor] = network
+    if compile:
+        answer = _compiled(network)
+    elif not by_torch:
+        answer = converted(network, half=precision != "32-true")
 
     def predict(tiles: Tensor) -> Tensor:
         bitwise = BitwiseConvolutions() if plain else nullcontext()
         tiles = _as_input(tiles, device)
-        with evaluating(network), torch.no_grad(), bitwise, _rounding(precision, device), _plain_float32(device):
+        rounding = _rounding(precision, device) if by_torch else nullcontext()
+        with evaluating(network), torch.no_grad(), bitwise, rounding, _plain_float32(device):
             logits = answer(tiles) if tta == "none" else _mean_over_orientations(answer, tiles)
         return logits.to(torch.float32)
 
@@ -142,6 +157,14 @@ def _as_input(tiles: Tensor, device: torch.device) -> Tensor:
 
 def _rounding(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if precision == "32-true" else torch.autocast(device.type, dtype=AUTOCAST[precision])
+
+
+def _check_for_openvino(device: torch.device, precision: Precision, *, compile: bool) -> None:
+    if device.type != "cpu":
+        raise InvalidConfigError(f"backend=openvino computes on the CPU, got device={device}.")
+    if compile or precision == "16-mixed":
+        asked = "compile" if compile else f"precision={precision}"
+        raise InvalidConfigError(f"backend=openvino takes precision 32-true or bf16-mixed and no compile, got {asked}.")
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:

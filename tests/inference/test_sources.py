@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -342,6 +343,19 @@ def test_a_network_that_cannot_be_compiled_is_one_line(
     error = "geonorm: error: torch cannot compile this network here: no compiler was found."
     assert capsys.readouterr().err.splitlines()[-1] == error
     assert [path.name for path in tmp_path.glob("*map*")] == []
+
+
+def test_a_backend_that_is_not_installed_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    source = draw(tmp_path / "source.tif", noise(3))
+
+    assert main(["predict", str(checkpoint), str(source), str(tmp_path / "map.tif"), "--backend", "openvino"]) == 2
+
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith("geonorm: error: backend=openvino needs the package openvino: ")
+    assert error.endswith("pip install 'geonorm[openvino]'.")
 
 
 def test_blending_is_told_and_brings_two_grids_closer(tmp_path: Path) -> None:
