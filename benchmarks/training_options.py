@@ -2,13 +2,14 @@
 
 python benchmarks/training_options.py                        BN and LCN, batch 8 of 192 px, one thread
 
-`ratio_to_shipped` is processor time. `loss_change` is the largest difference of the loss to that of the shipped way over
-the first ten steps, from the same weights on the same patches.
+`ratio_to_shipped` is processor time. `loss_change` is the largest difference of the loss to that of the shipped way
+over the first ten steps, from the same weights on the same patches.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +30,9 @@ STEPS = 10
 class Way:
     """A network, its optimizer and how it sees its patches."""
 
-    def __init__(self, norm: NormFactory, *, channels_last: bool = False, fused: bool = False, compile: bool = False):
+    def __init__(
+        self, norm: NormFactory, *, channels_last: bool = False, fused: bool = False, compile: bool = False
+    ) -> None:
         """Start from the same weights as every other way."""
         torch.manual_seed(0)
         self.network = UNet(3, 2, norm=norm, depth=3, width=16)
@@ -68,10 +71,10 @@ def main(options: argparse.Namespace) -> None:
         }
         losses = {way: torch.stack([one.step(image, labels) for _ in range(STEPS)]) for way, one in ways.items()}
         seconds = alternate({way: partial(one.step, image, labels) for way, one in ways.items()}, rounds=options.rounds)
-        for way, values in losses.items():
-            change = float((values - losses["shipped"]).abs().max())
-            both = {"shipped": seconds["shipped"], way: seconds[way]} if way != "shipped" else {way: seconds[way]}
-            print_ratios(both, to="shipped", benchmark="training_options", norm=name, shape=shape, loss_change=change)
+        changes = {way: float((values - losses["shipped"]).abs().max()) for way, values in losses.items()}
+        facts = {"benchmark": "training_options", "norm": name, "shape": shape}
+        print(json.dumps({**facts, "loss_change": changes}), flush=True)
+        print_ratios(seconds, to="shipped", **facts)
 
 
 if __name__ == "__main__":
