@@ -13,7 +13,7 @@ from geonorm.inference.activations import stream_bytes
 from geonorm.inference.halo import Halo, HaloChoice
 from geonorm.inference.memory import available_memory
 from geonorm.models import TileGeometry
-from geonorm.models.predictor import Precision, RowPredictor
+from geonorm.models.predictor import Backend, Precision, RowPredictor
 from geonorm.models.rows import NotByRowsError
 from geonorm.tiling.blending import Blend
 from geonorm.tiling.plan import Plan
@@ -73,6 +73,7 @@ class Wish:
     phases: int
     tta: str
     compile: bool
+    backend: Backend
     precision: Precision
 
     def obstacle(self, geometry: TileGeometry) -> str | None:
@@ -87,6 +88,7 @@ class Wish:
             (self.phases > 1, f"tta={self.tta} reads every tile at several phases"),
             (self.tta == "d4", "tta=d4 turns tiles"),
             (self.compile, "compile=true compiles the network for tiles"),
+            (self.backend != "torch", f"backend={self.backend} runs the network as a whole"),
         ):
             if asked:
                 return why

@@ -233,6 +233,7 @@ def _rows_of(
         phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
         tta=options.tta,
         compile=options.compile,
+        backend=options.backend,
         precision=options.precision,
     )
     return choose_rows(model.network, model.geometry, plan, wish=wish, device=device)
