@@ -214,7 +214,7 @@ def test_a_damaged_strip_is_named_and_made_anew(
         ({"batch_size": 2}, "its batch_size is 1, here it is 2"),
         ({"tta": "phases"}, 'its tta is "none", here it is "phases"'),
         ({"nodata_rule": "any"}, 'its nodata_rule is "all", here it is "any"'),
-        ({"halo": 0}, 'its halo is "auto", here it is 0'),
+        ({"halo": 0}, 'its halo is "exact", here it is 0'),
         ({"outputs": ("labels", "logits")}, r'its outputs is \["labels"\], here it is \["labels", "logits"\]'),
     ],
     ids=str,
@@ -228,7 +228,7 @@ def test_strips_of_other_settings_are_refused_in_one_line_that_names_the_differe
     before = sorted(folder.iterdir())
 
     with pytest.raises(InvalidConfigError, match=words) as caught:
-        predict_raster(network, source, target, **{"core_px": CORE_PX, **settings})  # type: ignore[arg-type]  # each its own type
+        predict_raster(network, source, target, **{"core_px": CORE_PX, "halo": "exact", **settings})  # type: ignore[arg-type]  # each its own type
 
     assert "--restart" in str(caught.value)
     assert "\n" not in str(caught.value)

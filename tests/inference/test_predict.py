@@ -490,7 +490,7 @@ def test_rows_and_tiles_make_the_same_map(source: Path, target: Path, norm: Norm
     [
         ({}, "do not depend on the tiles"),
         ({"engine": "tiles"}, "cores of 16 px"),
-        ({"core_px": 128}, "tiles, since rows cost as much"),
+        ({"core_px": 256}, "tiles, since rows cost as much"),
         ({"halo": "measured"}, "halo=measured asks for another"),
         ({"halo": 2}, "halo=2 asks for another"),
         ({"blend": "linear"}, "tiles, since blend=linear averages tiles"),
@@ -537,13 +537,14 @@ def test_rows_of_a_network_that_sees_everything_are_one_line(source: Path, targe
         predict_raster(unet(GroupNorm), source, target, engine="rows")
 
 
+@pytest.mark.usefixtures("usual_engine")
 def test_where_memory_is_short_the_columns_go_through_in_blocks(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, told = unet(local(window_px=5), depth=1), list[str]()
     predict_raster(network, source, target, core_px=16, halo="exact", engine="tiles")
     expected = rasterio.open(target).read()
-    monkeypatch.setattr(engines, "available_memory", lambda device: 3 * 10**5)
+    monkeypatch.setattr(engines, "available_memory", lambda device: 3 * 150_000)
 
     predict_raster(network, source, target, core_px=16, engine="rows", overwrite=True, on_plan=told.append)
 
