@@ -2,6 +2,7 @@
 
 python benchmarks/law.py RASTER CHECKPOINT [CHECKPOINT ...]
 python benchmarks/law.py RASTER CHECKPOINT --backend openvino --precision bf16-mixed
+python benchmarks/law.py RASTER CHECKPOINT --engine rows      in one stream, instead of tiles
 
 The figure is how many labels differ. Its bound is no speed of a machine but the promise: none.
 """
@@ -12,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from _lines import Limit, print_line, print_skipped
 from affine import Affine
 from torch import Tensor
 
+from geonorm.inference.engines import Engine, Wish, choose_rows
 from geonorm.inference.job import Job, prepare
 from geonorm.models import tile_geometry
 from geonorm.raster.read import Reader, open_raster
@@ -66,7 +68,7 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path, how: dict[str
         whole: dict[tuple[int, int], Tensor] = {}
         for case in cases:
             torch.set_num_threads(case.threads)
-            job = prepare(model, reader, core_px=case.core_px, halo=_halo(model), grid_offset_px=case.offset_px, **how)
+            job = _job(model, reader, core_px=case.core_px, grid_offset_px=case.offset_px, **how)
             stride = job.plan.network.stride_px
             phase = (case.offset_px[0] % stride, case.offset_px[1] % stride)
             if phase not in whole:
@@ -77,9 +79,9 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path, how: dict[str
             _print(path, case, job, whole[phase], tiled, seconds=time.monotonic() - began)
 
         torch.set_num_threads(2)
-        full = prepare(model, reader, core_px=512, halo=_halo(model), **how)
+        full = _job(model, reader, core_px=512, **how)
         with open_raster(crop, bands=[1, 2, 3]) as cropped:
-            job = prepare(model, cropped, core_px=512, halo=_halo(model), **how)
+            job = _job(model, cropped, core_px=512, **how)
             inner = job.halo.halo_px + 3 * job.plan.network.stride_px
             both = [
                 torch.cat([strip.output for strip in one.strips()], dim=0)[top:, left:]
@@ -92,6 +94,13 @@ def _check(model: TrainedModel, path: str, part: Path, crop: Path, how: dict[str
         )
 
 
+def _job(model: TrainedModel, reader: Reader, *, engine: Engine, **settings: Any) -> Job:
+    job = prepare(model, reader, halo=_halo(model), **settings)
+    wish = Wish(engine=engine, precision=settings.get("precision", "32-true"))
+    rows, _ = choose_rows(model.network, model.geometry, job.plan, wish=wish, device="cpu")
+    return replace(job, rows=rows)
+
+
 def _title(path: str, labels: Tensor) -> str:
     return f"{Path(path).stem}, {labels.shape[-2]} x {labels.shape[-1]}"
 
@@ -102,10 +111,11 @@ def _halo(model: TrainedModel) -> int:
 
 
 def _print(path: str, case: Case, job: Job, whole: Tensor, tiled: Tensor, *, seconds: float) -> None:
+    way = "core" if job.rows is None else "rows, strips of"
     print_line(
         "law",
         _title(path, whole),
-        f"core {case.core_px}, grid {case.offset_px[0]}, {case.offset_px[1]}, {case.threads} threads",
+        f"{way} {case.core_px}, grid {case.offset_px[0]}, {case.offset_px[1]}, {case.threads} threads",
         int((whole.max(0).indices != tiled.max(0).indices).sum()),
         "labels differ",
         bound=NONE,
@@ -135,8 +145,15 @@ if __name__ == "__main__":
     _parser.add_argument("checkpoints", nargs="*")
     _parser.add_argument("--backend", default="torch")
     _parser.add_argument("--precision", default="32-true")
+    _parser.add_argument("--engine", choices=("tiles", "rows"), default="tiles")
     _options = _parser.parse_args(sys.argv[1:])
     if not _options.checkpoints:
         print_skipped("law", "", "give a raster and checkpoints")
     else:
-        main(_options.raster, _options.checkpoints, backend=_options.backend, precision=_options.precision)
+        main(
+            _options.raster,
+            _options.checkpoints,
+            backend=_options.backend,
+            precision=_options.precision,
+            engine=_options.engine,
+        )

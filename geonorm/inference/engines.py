@@ -67,14 +67,14 @@ class Rows:
 class Wish:
     """What the user asks for, as far as it decides on the engine."""
 
-    engine: Engine
-    halo: Halo
-    blend: Blend
-    phases: int
-    tta: str
-    compile: bool
-    backend: Backend
-    precision: Precision
+    engine: Engine = "auto"
+    halo: Halo = "exact"
+    blend: Blend = "none"
+    phases: int = 1
+    tta: str = "none"
+    compile: bool = False
+    backend: Backend = "torch"
+    precision: Precision = "32-true"
 
     def obstacle(self, geometry: TileGeometry) -> str | None:
         """Return what asks for tiles, if anything does."""
