@@ -25,6 +25,7 @@ STUDIES = {
     "inference_trace": "draws a picture",
     "law": "needs a raster and checkpoints",
     "law_rasters": "needs rasters",
+    "rows_picture": "draws a picture",
     "seam_picture": "draws a picture of a raster and checkpoints",
     "window_study": "draws a picture of a comparison",
 }

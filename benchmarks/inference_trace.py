@@ -32,7 +32,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from geonorm.inference import job, journal, outputs, predict
-from geonorm.models.predictor import RowRun, predictor
+from geonorm.models.predictor import predictor
+from geonorm.models.row_predictor import RowRun
 from geonorm.raster import read
 from geonorm.tiling import supply
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from geonorm.inference.activations import stream_bytes
 from geonorm.models import UNet, tile_geometry
-from geonorm.models.predictor import RowPredictor, predictor
+from geonorm.models.predictor import predictor
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.norms import BatchNorm, LocalContextNorm, NormFactory
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tiles with halos, or rows in one stream, each computed once; auto: whichever computes less",
     )
     parser.add_argument(
+        "--global_stats",
+        action="store_true",
+        help="Group, Layer and Instance Norm take the statistics of the whole raster, in passes before the labels",
+    )
+    parser.add_argument(
         "--blend", choices=("none", "linear", "hann"), default="none", help="average the tiles where they overlap"
     )
     parser.add_argument(
@@ -110,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
         "core_px": core_px,
         "halo": halo,
         "engine": options.engine,
+        "global_stats": options.global_stats,
         "grid_offset_px": tuple(options.grid_offset_px),
         "blend": options.blend,
         "tta": options.tta,

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from geonorm.models import TileGeometry
-from geonorm.models.predictor import RowPredictor, predictor
+from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.tiling.engine import Predict
 
 HEAP_BYTES = 32 * 2**20

@@ -13,7 +13,8 @@ from geonorm.inference.activations import stream_bytes
 from geonorm.inference.halo import Halo, HaloChoice
 from geonorm.inference.memory import available_memory
 from geonorm.models import TileGeometry
-from geonorm.models.predictor import Backend, Precision, RowPredictor
+from geonorm.models.predictor import Backend, Precision
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.models.rows import NotByRowsError
 from geonorm.tiling.blending import Blend
 from geonorm.tiling.plan import Plan

@@ -40,6 +40,7 @@ def setting_facts(network: nn.Module, reader: RasterSource, options: Options) ->
         "core_px": options.core_px,
         "halo": options.halo,
         "engine": options.engine,
+        "global_stats": options.global_stats,
         "grid_offset_px": list(options.grid_offset_px),
         "blend": options.blend,
         "tta": options.tta,

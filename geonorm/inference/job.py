@@ -21,6 +21,7 @@ from geonorm.inference.views import Views
 from geonorm.models import TileGeometry, tile_geometry
 from geonorm.models.predictor import Backend, Precision, predictor
 from geonorm.models.rescale import rescale_of
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.raster.read import RasterSource
 from geonorm.raster.resample import Resampled
 from geonorm.tasks.checkpoint import TrainedModel, load_model
@@ -50,6 +51,7 @@ class Job:
     counts: Counts | None = None
     rounding: tuple[str, ...] = ()
     """What makes the logits of a pixel follow from the tiles within rounding, such as half precision."""
+    precision: Precision = "32-true"
     rows: Rows | None = None
     """How the raster goes through in one stream; None: in tiles."""
     engine: str = ""
@@ -132,6 +134,14 @@ class Job:
         """Return the same job with its grid moved down and to the right, reading through another reader."""
         row, col = self.plan.grid_offset_px
         return replace(self, reader=reader, plan=replace(self.plan, grid_offset_px=(row + shift_px, col + shift_px)))
+
+    def renewed(self) -> Job:
+        """Return the same job of a network whose weights have changed since."""
+        if self.rows is None:
+            return self
+        network, device = self.model.network, rescale_of(self.model.network).mean.device
+        by_rows = RowPredictor(network, self.geometry, device, precision=self.precision)
+        return replace(self, rows=replace(self.rows, network=by_rows))
 
     def in_words(self) -> str:
         """Return the plan as text for a user."""
@@ -297,6 +307,7 @@ def prepare(
             *(("compiled",) if compile else ()),
             *((backend,) if backend != "torch" else ()),
         ),
+        precision=precision,
         rows=rows,
         engine=engine,
     )

@@ -39,6 +39,9 @@ class Options:
     """``"tiles"``: every tile is read with a halo of its own. ``"rows"``: the raster goes through the network in one
     stream, in which every row is computed once; for networks with an exact halo. ``"auto"``: whichever computes less
     with the exact halo. The labels are the same."""
+    global_stats: bool = False
+    """Give Group, Layer and Instance Norm the statistics of the whole raster, so that no label depends on a tile: they
+    are gathered before, in one pass over the raster where it fits into memory, else in a pass for each norm."""
     grid_offset_px: tuple[int, int] = (0, 0)
     """Rows and columns by which the grid is moved from the origin of the CRS."""
     blend: Blend = "none"
@@ -114,6 +117,8 @@ class Options:
             )
         if isinstance(self.resolution_m, (int, float)) and not 0 < self.resolution_m < math.inf:
             raise InvalidConfigError(f"resolution_m must be more than 0 metres, got {self.resolution_m}.")
+        if self.global_stats and self.tta != "none":
+            raise InvalidConfigError(f"global_stats goes with tta=none only, got tta={self.tta}.")
         check_generalization(min_area_px=self.min_area_px, simplify_px=self.simplify_px)
 
 

@@ -170,6 +170,11 @@ def _label(
         return work.results
     if options.shard.count > 1 and work.is_made():
         return work.results
+    told = False
+    if work.stats is not None and not work.statistics:
+        on_plan(work.in_words())
+        told = True
+        work = work.gathered(progress=options.progress)
     overwrite = options.overwrite or (work.strips.is_publishing and not options.restart)
     journal = Journal(
         work.strips.target,
@@ -178,6 +183,7 @@ def _label(
         plan={
             "core": work.core,
             "halo": asdict(work.job.halo),
+            "stats": work.statistics,
             "engine": [work.job.rows and work.job.rows.as_plain(), work.job.engine],
             "assembly": work.plan.as_plain(),
         },
@@ -186,7 +192,9 @@ def _label(
         restart=options.restart,
     )
     with journal:
-        on_plan("\n".join([work.in_words(), *_progress_in_words(journal)]))
+        words = [*([] if told else [work.in_words()]), *_progress_in_words(journal)]
+        if words:
+            on_plan("\n".join(words))
         strips = work.job.strips(
             finish=work.layers.finish,
             batch_size=options.batch_size,

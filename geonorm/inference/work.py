@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
+import torch
+
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import Assembly, Piece, PolygonPlan
 from geonorm.inference.engines import Rows, Wish, choose_rows, known_rows
 from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
 from geonorm.inference.forecast import USUAL_CORE_PX, choose_core_px
+from geonorm.inference.global_stats import GlobalStats, Statistics, plan_global_stats
 from geonorm.inference.halo import HaloChoice
 from geonorm.inference.job import Job, prepare
 from geonorm.inference.journal import StripFolder
@@ -85,6 +88,10 @@ class Work:
     """Letters that tell the settings."""
     core: tuple[int, str]
     """The core, and why it was chosen, if it was."""
+    stats: GlobalStats | None = None
+    """What is gathered before the raster is labelled."""
+    statistics: Statistics | None = None
+    """What has been gathered of that."""
 
     @property
     def strips(self) -> StripFolder:
@@ -97,9 +104,22 @@ class Work:
         lines = [self.job.in_words()]
         if (bounds.height, bounds.width) != (grid.height, grid.width):
             lines.append(f"area     {bounds.height} rows x {bounds.width} columns of it")
+        if self.stats is not None:
+            lines.append(self.stats.in_words())
         if self.core[1]:
             lines.append(f"core     {self.core[1]}")
         return "\n".join(lines)
+
+    def gathered(self, *, progress: bool) -> Work:
+        """Return the same with the statistics of the raster gathered.
+
+        Args:
+            progress: Show a progress bar.
+        """
+        assert self.stats is not None
+        job = self.job
+        statistics = self.stats.gather(job.reader, job.plan, fill=job.fill, precision=job.precision, progress=progress)
+        return replace(self, job=job.renewed(), statistics=statistics)
 
     def is_made(self) -> bool:
         """Whether the map is there, of the same settings: other shards were quicker."""
@@ -142,6 +162,19 @@ def prepare_work(
     facts = {**source_facts(sources), **settings, **machine_facts(options)}
     known = {} if options.restart else _known(strips, facts)
     device = options.shard.device(options.device)
+    stats, statistics = None, known.get("stats")
+    if options.global_stats:
+        stats = plan_global_stats(
+            model,
+            _grid_plan(model, reader, options),
+            bands=len(reader.bands),
+            dtype=torch.float32,
+            device=device,
+            memory_bytes=available_memory(device),
+        )
+        model = stats.model
+        if statistics:
+            stats.fix(statistics)
     if options.core_px != "auto":
         core = options.core_px, ""
     else:
@@ -179,7 +212,8 @@ def prepare_work(
     spans = [
         span for span in job.plan.axes[0].spans() if span.core_start < bounds.row_end and span.core_stop > bounds.row
     ]
-    tags = {**job.provenance(), "geonorm_model": settings["weights"][:16], "geonorm_config": config[:16]}
+    about_stats = {} if stats is None else {"geonorm_statistics": "of the whole raster"}
+    tags = {**job.provenance(), **about_stats, "geonorm_model": settings["weights"][:16], "geonorm_config": config[:16]}
     plan = replace(
         plan,
         rows=tuple(span.core_start for span in spans),
@@ -205,6 +239,20 @@ def prepare_work(
         facts={**facts, "halo_px": job.plan.halo_px, "provenance": tags},
         config=config,
         core=core,
+        stats=stats,
+        statistics=statistics,
+    )
+
+
+def _grid_plan(model: TrainedModel, reader: RasterSource, options: Options) -> Plan:
+    """Return the grid of a raster, with cores of one stride."""
+    return Plan(
+        height=reader.grid.height,
+        width=reader.grid.width,
+        core_px=model.geometry.stride_px,
+        network=network_of(model.geometry),
+        first_index=reader.grid.first_index,
+        grid_offset_px=options.grid_offset_px,
     )
 
 
@@ -218,14 +266,7 @@ def _rows_of(
             return None, why
         rows = known_rows(earlier, model.network, model.geometry, precision=options.precision, device=device)
         return rows, why
-    plan = Plan(
-        height=reader.grid.height,
-        width=reader.grid.width,
-        core_px=core_px,
-        network=network_of(model.geometry),
-        first_index=reader.grid.first_index,
-        grid_offset_px=options.grid_offset_px,
-    )
+    plan = replace(_grid_plan(model, reader, options), core_px=core_px)
     wish = Wish(
         engine=options.engine,
         halo=options.halo,
@@ -297,7 +338,7 @@ def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     earlier, facts = strips.read_plan(), json.loads(json.dumps(facts))
     if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
         return {}
-    return {name: earlier[name] for name in ("core", "halo", "engine")}
+    return {name: earlier[name] for name in ("core", "halo", "engine", "stats")}
 
 
 def _is_made(target: FilePath, config: str) -> bool:

@@ -9,12 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from geonorm.errors import InvalidConfigError, name_some, one_line
+from geonorm.errors import InvalidConfigError, one_line
 from geonorm.models.bitwise import BitwiseConvolutions
 from geonorm.models.converted import converted
-from geonorm.models.geometry import TileGeometry
-from geonorm.models.rescale import rescale_of
-from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Lightning's names; only the first keeps the law of tiling to the last bit."""
@@ -60,102 +57,22 @@ def predictor(
 
     def predict(tiles: Tensor) -> Tensor:
         bitwise = BitwiseConvolutions() if plain else nullcontext()
-        tiles = _as_input(tiles, device)
-        rounding = _rounding(precision, device) if by_torch else nullcontext()
-        with evaluating(network), torch.no_grad(), bitwise, rounding, _plain_float32(device):
+        tiles = as_input(tiles, device)
+        rounding = rounding_of(precision, device) if by_torch else nullcontext()
+        with evaluating(network), torch.no_grad(), bitwise, rounding, plain_float32(device):
             logits = answer(tiles) if tta == "none" else _mean_over_orientations(answer, tiles)
         return logits.to(torch.float32)
 
     return predict
 
 
-class RowPredictor:
-    """A network that takes an image row by row, with the result that `predictor` has of the whole image."""
-
-    def __init__(
-        self, network: nn.Module, geometry: TileGeometry, device: torch.device, *, precision: Precision = "32-true"
-    ) -> None:
-        """Write down what a network does, and try it on a small image.
-
-        Args:
-            network: Raw band values in, logits out.
-            geometry: Its geometry.
-            device: Where it runs.
-            precision: See `predictor`.
-
-        Raises:
-            NotByRowsError: An operator that sees the whole map or has no rule, by name, or that does something else to
-                some rows than to all.
-        """
-        if geometry.unbounded:
-            raise NotByRowsError(f"{name_some(geometry.unbounded)} see the whole input, so there are no rows to keep.")
-        self._network = network.to(device)
-        self._device = device
-        self._precision: Precision = precision
-        image = _trial_image(network, geometry, TRIAL_STRIDES)
-        with evaluating(network), _rounding(precision, device), _plain_float32(device):
-            self.rows = RowNetwork.of(network, _as_input(image, device))
-        self._try(_trial_image(network, geometry, tuple(2 * strides for strides in TRIAL_STRIDES)), geometry.stride_px)
-
-    def __call__(self, height: int) -> RowRun:
-        """Begin an image of so many rows."""
-        return RowRun(self.rows.stream(height), self._network, self._device, self._precision)
-
-    def tensor_bytes(self, height: int, width: int, step: int) -> Iterator[tuple[int, ...]]:
-        """Yield the bytes of all tensors that there are, operator by operator, as an image goes by in steps."""
-        bands = len(rescale_of(self._network).mean)
-        return self.rows.tensor_bytes(height, width, step, bands * width * torch.float32.itemsize)
-
-    def _try(self, image: Tensor, step_px: int) -> None:
-        """Raise unless an image gives by rows what it gives at once."""
-        run = self(image.shape[2])
-        parts = [run.push(rows) for rows in image.split(step_px, dim=2)]
-        by_rows = torch.cat([part for part in parts if part is not None], dim=2)
-        whole = predictor(self._network, self._device, precision=self._precision)(image)
-        error = (by_rows - whole).abs().max() if by_rows.shape == whole.shape else torch.inf
-        if not error <= ROUNDING[self._precision] * (1 + whole.abs().max()):
-            raise NotByRowsError("by rows this network gives something else than at once. Take --engine tiles.")
-
-
-class RowRun:
-    """One image on its way through a network."""
-
-    def __init__(self, stream: RowStream, network: nn.Module, device: torch.device, precision: Precision) -> None:
-        """Take the image's stream, and where and how it is computed."""
-        self._stream = stream
-        self._network = network
-        self._device = device
-        self._precision = precision
-
-    def push(self, rows: Tensor) -> Tensor | None:
-        """Take the next rows, raw values ``(1, C, h, W)``; return the logits ``(1, K, h', W')`` they complete."""
-        bitwise = BitwiseConvolutions() if self._precision == "32-true" else nullcontext()
-        # Half precision has been written down with the operators.
-        with evaluating(self._network), torch.no_grad(), bitwise, _plain_float32(self._device):
-            logits = self._stream.push(_as_input(rows, self._device))
-        return None if logits is None else logits.to(torch.float32)
-
-
-TRIAL_STRIDES = (6, 4)
-"""Rows and columns, in strides of the network, of the image that shows what it does."""
-ROUNDING: dict[Precision, float] = {"32-true": 1e-4, "bf16-mixed": 0.1, "16-mixed": 0.02}
-"""By how much, of the largest logit, a network may differ from itself."""
-
-
-def _trial_image(network: nn.Module, geometry: TileGeometry, strides: tuple[int, ...]) -> Tensor:
-    """Return raw values of an image that the network takes."""
-    rescale = rescale_of(network)
-    sides = [geometry.read_px(geometry.stride_px * num + 2 * geometry.margin_px) for num in strides]
-    noise = torch.randn(1, len(rescale.mean), *sides, generator=torch.Generator().manual_seed(0))
-    mean, deviation = (values.detach().cpu()[:, None, None] for values in (rescale.mean, rescale.deviation))
-    return noise * deviation + mean
-
-
-def _as_input(tiles: Tensor, device: torch.device) -> Tensor:
+def as_input(tiles: Tensor, device: torch.device) -> Tensor:
+    """Return raw values as the network gets them: on its device, float32, channels_last."""
     return tiles.to(device).to(torch.float32, memory_format=torch.channels_last)
 
 
-def _rounding(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+def rounding_of(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a network computes in some precision."""
     return nullcontext() if precision == "32-true" else torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
@@ -209,7 +126,7 @@ def _mean_over_orientations(answer: Callable[[Tensor], Tensor], tiles: Tensor) -
 
 
 @contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
+def plain_float32(device: torch.device) -> Iterator[None]:
     """Keep cuDNN from rounding to TF32 and from choosing kernels by their speed."""
     # By default the flags turn cuDNN off altogether.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)

@@ -108,6 +108,11 @@ class RowStream:
         """Rows of the output."""
         return self._heights[-1]
 
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Return of the image and of each operator's result: rows that are forgotten, that were made, and of all."""
+        kept = (made - one.num_rows for made, one in zip(self._made, self._kept, strict=True))
+        return [*zip(kept, self._made, self._heights, strict=True)]
+
     def push(self, rows: Tensor) -> Tensor | None:
         """Take the next rows of the image, ``(1, C, h, W)``; return those of the output that are complete by them."""
         self._kept[0].add(rows)
@@ -200,6 +205,10 @@ class _Kept:
     def __init__(self) -> None:
         self._pieces: deque[Tensor] = deque()
         self._first = 0
+
+    @property
+    def num_rows(self) -> int:
+        return sum(piece.shape[-2] for piece in self._pieces)
 
     def add(self, rows: Tensor) -> None:
         self._pieces.append(rows)

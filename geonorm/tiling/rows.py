@@ -110,6 +110,33 @@ def predict_rows(
     yield from blanks_above(plan.height)
 
 
+def pass_rows(
+    supply: Supply,
+    open_stream: OpenStream,
+    plan: Plan,
+    step_px: int,
+    *,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Iterator[Tensor]:
+    """Yield all rows that a network makes of the whole-image pass's image, ``(1, K, h', W')`` each.
+
+    Args:
+        supply: Reads the pixels ahead.
+        open_stream: The network.
+        plan: The grid.
+        step_px: Rows that go in at a time.
+        on_rows: Called with the number of rows that went in since the last call.
+    """
+    rows, cols = (axis.wholes[0] for axis in plan.axes)
+    stream = open_stream(rows.px)
+    for patch, view in supply.views(_patches(rows, cols, step_px, plan)):
+        [step] = patch.row.reads
+        made = stream.push(view.tiles(step, [cols]))
+        if made is not None:
+            yield made
+        on_rows(step.px)
+
+
 def _band(
     supply: Supply,
     open_stream: OpenStream,

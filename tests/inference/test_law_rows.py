@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geonorm.models import TileGeometry, UNet, tile_geometry
-from geonorm.models.predictor import RowPredictor, predictor
+from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.raster.window import Window
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.engine import Strip, predict_strips, predict_whole

@@ -27,7 +27,7 @@ from geonorm.inference import Options, engines, predict_raster
 from geonorm.inference.job import as_trained
 from geonorm.inference.outputs import NODATA_LABEL
 from geonorm.models import UNet, tile_geometry
-from geonorm.models.predictor import RowPredictor, RowRun
+from geonorm.models.row_predictor import RowPredictor, RowRun
 from geonorm.models.unet import Padding
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory
 from geonorm.raster.read import open_raster

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geonorm.models import UNet, build_smp, tile_geometry
 from geonorm.models.bitwise import BitwiseConvolutions
-from geonorm.models.predictor import RowPredictor, predictor
+from geonorm.models.predictor import predictor
+from geonorm.models.row_predictor import RowPredictor
 from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory, SwitchableNorm
 from tests.models.networks import (
