@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,20 +11,25 @@ from torch import nn
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.inference.activations import stream_bytes
-from geonorm.inference.halo import Halo, HaloChoice
+from geonorm.inference.halo import Halo, HaloChoice, check_halo
 from geonorm.inference.memory import available_memory
 from geonorm.models import TileGeometry
 from geonorm.models.predictor import Backend, Precision
 from geonorm.models.row_predictor import RowPredictor
 from geonorm.models.rows import NotByRowsError
+from geonorm.raster.window import Window
 from geonorm.tiling.blending import Blend
+from geonorm.tiling.engine import Counts
 from geonorm.tiling.plan import Plan
 from geonorm.tiling.rows import RowPlan
+from geonorm.tiling.supply import Read
 
 Engine = Literal["auto", "tiles", "rows"]
 
 STEP_PX, GPU_STEP_PX = 128, 512
 """Rows that go in at a time: enough to keep the processor busy."""
+SAMPLES = 6
+"""Along each axis, to tell how much of a raster holds data."""
 ROWS_SHARE = 1 / 3
 """Of the free memory, what the rows that are kept may take."""
 MOST_BLOCKS = 64
@@ -47,6 +53,7 @@ class Rows:
 
     def halo(self, halo: Halo, geometry: TileGeometry) -> HaloChoice:
         """Return the halo that is read where strips are taken up again."""
+        check_halo(halo)
         halo_px = max(halo if isinstance(halo, int) else 0, geometry.core_halo_px or 0)
         kind = "exact" if halo_px == geometry.core_halo_px else "given"
         why = f"{kind} halo of {halo_px} px, read only above and below strips that are labelled together"
@@ -103,6 +110,7 @@ def choose_rows(
     *,
     wish: Wish,
     device: str,
+    share: Callable[[], float] = lambda: 1.0,
     memory_bytes: int | None = None,
 ) -> tuple[Rows | None, str]:
     """Return how a raster is to go through in rows, None where tiles are taken; and why.
@@ -113,6 +121,7 @@ def choose_rows(
         plan: The tiles, with any halo.
         wish: What the user asks for.
         device: Where it is computed.
+        share: Tells what share of the raster holds data: tiles without any are passed over, rows are not.
         memory_bytes: Free memory of the device; what there is where None.
 
     Raises:
@@ -145,7 +154,29 @@ def choose_rows(
     compared = f"{cost:.2f} times the compute, exact tiles {tiles:.2f} times"
     if wish.engine == "auto" and cost > WORTH_IT * tiles:
         return None, f"tiles, since rows cost as much ({compared})"
+    if wish.engine == "auto" and cost > WORTH_IT * tiles * (part := share()):
+        return None, f"tiles, since about {part:.0%} of the raster hold data, and rows go over all of it ({compared})"
     return Rows(plan=row_plan, network=predictor, peak_bytes=peak_bytes, heap_bytes=heap_bytes, why=compared), ""
+
+
+def data_share(read: Read, plan: Plan, counts: Counts | None) -> float:
+    """Return about what share of a raster counts, from some of its pixels; 1 for a small one, of which none is read.
+
+    Args:
+        read: Gives the pixels of a window.
+        plan: The tiles.
+        counts: Which pixels are wanted; all where None.
+    """
+    if plan.num_tiles < SAMPLES**2:
+        return 1.0
+    found = []
+    for row in range(SAMPLES):
+        for col in range(SAMPLES):
+            place = [(2 * at + 1) * length // (2 * SAMPLES) for at, length in ((row, plan.height), (col, plan.width))]
+            window = Window(place[0], place[1], 1, 1)
+            valid = read(window).valid
+            found.append((valid if counts is None else valid & counts(window)).all())
+    return sum(found) / len(found)
 
 
 def known_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -72,8 +72,7 @@ def choose_halo(
     exact_px = geometry.core_halo_px
     if isinstance(halo, int):
         return _given(halo, geometry)
-    if halo not in ("auto", "exact", "measured"):
-        raise InvalidConfigError(f'halo must be "auto", "exact", "measured" or a number of pixels, got {halo!r}.')
+    check_halo(halo)
     if halo == "exact" and exact_px is None:
         raise InvalidConfigError(
             f"There is no exact halo: {name_some(geometry.unbounded)} see the whole input, so the labels depend on the "
@@ -91,6 +90,12 @@ def choose_halo(
                 why=f"exact halo of {exact_px} px ({cost})",
             )
     return _measure(geometry, plan, read=read, predict=predict, fill=fill, on_cores=on_cores)
+
+
+def check_halo(halo: Halo) -> None:
+    """Raise `InvalidConfigError` unless it is one of the words or a number."""
+    if not isinstance(halo, int) and halo not in get_args(get_args(Halo)[1]):
+        raise InvalidConfigError(f'halo must be "auto", "exact", "measured" or a number of pixels, got {halo!r}.')
 
 
 def _given(halo_px: int, geometry: TileGeometry) -> HaloChoice:

@@ -16,7 +16,7 @@ import torch
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import Assembly, Piece, PolygonPlan
-from geonorm.inference.engines import Rows, Wish, choose_rows, known_rows
+from geonorm.inference.engines import Rows, Wish, choose_rows, data_share, known_rows
 from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
 from geonorm.inference.forecast import USUAL_CORE_PX, choose_core_px
 from geonorm.inference.global_stats import GlobalStats, Statistics, plan_global_stats
@@ -186,7 +186,7 @@ def prepare_work(
             batch_size=options.batch_size,
             phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
         )
-    rows, engine = _rows_of(model, reader, core[0], options, known, device)
+    rows, engine = _rows_of(model, reader, core[0], area, options, known, device)
     if rows is not None and options.core_px == "auto" and not known:
         stride = model.geometry.stride_px
         core = -(-USUAL_CORE_PX // stride) * stride, ""
@@ -257,7 +257,13 @@ def _grid_plan(model: TrainedModel, reader: RasterSource, options: Options) -> P
 
 
 def _rows_of(
-    model: TrainedModel, reader: RasterSource, core_px: int, options: Options, known: Mapping[str, Any], device: str
+    model: TrainedModel,
+    reader: RasterSource,
+    core_px: int,
+    area: AreaOnGrid | None,
+    options: Options,
+    known: Mapping[str, Any],
+    device: str,
 ) -> tuple[Rows | None, str]:
     """Return how the raster goes through in rows, None where it goes in tiles; and why."""
     if known:
@@ -277,7 +283,14 @@ def _rows_of(
         backend=options.backend,
         precision=options.precision,
     )
-    return choose_rows(model.network, model.geometry, plan, wish=wish, device=device)
+    return choose_rows(
+        model.network,
+        model.geometry,
+        plan,
+        wish=wish,
+        device=device,
+        share=lambda: data_share(reader.read, plan, None if area is None else area.inside),
+    )
 
 
 def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:

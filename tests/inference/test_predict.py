@@ -35,6 +35,8 @@ from geonorm.tasks.checkpoint import TrainedModel
 from tests.inference.rasters import UTM, draw, labels_in, noise, place
 from tests.models.networks import local, unet
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 FIRST_INDEX = (-17_666_664, 1_333_332)  # multiples of 4
 
 
@@ -508,6 +510,18 @@ def test_auto_says_what_it_takes_and_why(source: Path, target: Path, settings: d
 
 
 @pytest.mark.usefixtures("usual_engine")
+@pytest.mark.parametrize(("data", "words"), [(0.1, r"tiles, since about \d?\d% of the raster hold data"), (1, "rows ")])
+def test_auto_takes_tiles_where_little_of_the_raster_holds_data(tmp_path: Path, data: float, words: str) -> None:
+    image, told = noise(3, 200, 300), list[str]()
+    image[:, :, int(300 * data) :] = 0
+    source = draw(tmp_path / "source.tif", image, nodata=0)
+
+    predict_raster(unet(), source, tmp_path / "map.tif", core_px=16, on_plan=told.append)
+
+    assert re.search(words, told[0])
+
+
+@pytest.mark.usefixtures("usual_engine")
 def test_auto_takes_the_exact_halo_by_rows_where_it_is_dear_by_tiles(source: Path, target: Path) -> None:
     told: list[str] = []
 
@@ -601,8 +615,6 @@ from pathlib import Path
 from geonorm.inference import predict_raster
 from geonorm.models import UNet, tile_geometry
 from geonorm.norms import BatchNorm
-
-pytestmark = pytest.mark.usefixtures("both_engines")
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
