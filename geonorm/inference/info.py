@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from geonorm.inference.halo import AFFORDABLE_OVERHEAD, affordable_core_px
 from geonorm.models import TileGeometry
 from geonorm.models.rescale import rescale_of
+from geonorm.models.row_predictor import RowPredictor
+from geonorm.models.rows import NotByRowsError
 from geonorm.norms import LocalContextNorm
 from geonorm.tasks.checkpoint import Description, TrainedModel
 from geonorm.tasks.segmentation import network_of
@@ -34,7 +36,7 @@ def describe_model(model: TrainedModel) -> str:
         f"norm         {_call(model.norm_path)}",
         *_localized_lines(model),
         "",
-        *_geometry_lines(geometry),
+        *_geometry_lines(geometry, model.network),
         *_window_lines(model.network),
     ]
     return "\n".join(lines)
@@ -46,7 +48,7 @@ def _localized_lines(model: TrainedModel) -> list[str]:
     return [f"localized    its GN, IN and LN take their statistics over windows of {model.localized_px} px"]
 
 
-def _geometry_lines(geometry: TileGeometry) -> list[str]:
+def _geometry_lines(geometry: TileGeometry, network: nn.Module) -> list[str]:
     lines = [
         f"stride       {geometry.stride_px} px: the tile grid moves in steps of this",
         f"margin       {geometry.margin_px} px lost on each side",
@@ -59,13 +61,22 @@ def _geometry_lines(geometry: TileGeometry) -> list[str]:
     lines.append(
         f"halo         exact at {geometry.core_halo_px} px around a core (one pixel sees {geometry.halo_px} px far)"
     )
-    lines.append("exact cost   " + ", ".join(f"core {core}: {_overhead(geometry, core):.1f}x" for core in CORES_PX))
+    in_tiles = ", ".join(f"core {core}: {_overhead(geometry, core):.1f}x" for core in CORES_PX)
+    lines.append(f"exact cost   {_cost_of_rows(geometry, network)}; in tiles {in_tiles}")
     plan = Plan(height=1, width=1, core_px=geometry.stride_px, network=network_of(geometry))
     core_px = affordable_core_px(geometry, plan)
     lines.append(f"             at most {AFFORDABLE_OVERHEAD:g}x from core {core_px} on")
     if geometry.stride_px > 1:
         lines.append(f"phases       {_phases_in_words(geometry)}")
     return lines
+
+
+def _cost_of_rows(geometry: TileGeometry, network: nn.Module) -> str:
+    try:
+        RowPredictor(network, geometry, rescale_of(network).mean.device)
+    except NotByRowsError as error:
+        return f"not in rows ({error})"
+    return "in rows 1x"
 
 
 def _phases_in_words(geometry: TileGeometry) -> str:

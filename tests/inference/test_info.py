@@ -78,6 +78,7 @@ def test_the_cost_of_the_exact_halo_is_told_for_usual_cores(norm: type[nn.Module
             height=1, width=1, core_px=core_px, halo_px=geometry.core_halo_px or 0, network=network_of(geometry)
         )
         assert f"core {core_px}: {plan.overhead:.1f}x" in line_of(text, "exact cost")
+    assert "in rows 1x; in tiles core 256" in line_of(text, "exact cost")
     assert "at most 4x from core" in text
 
 
