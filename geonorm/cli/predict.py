@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard",
         default=None,
         metavar="I/N",
-        help="label every n-th strip only; else as torchrun, SLURM or another launcher says",
+        help="label a part of the strips only; else as torchrun, SLURM or another launcher says",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run has finished")

@@ -89,7 +89,8 @@ def stream_bytes(rows: RowPredictor, geometry: TileGeometry, *, width_px: int, s
         step_px: Rows that go in at a time.
     """
     # Until all rows that are ever kept at once have come in, and some more have gone through.
-    height_px = geometry.read_px(2 * (geometry.core_halo_px or 0) + 2 * geometry.margin_px + 4 * step_px)
+    needed_px = geometry.read_px(2 * (geometry.core_halo_px or 0) + 2 * geometry.margin_px + 4 * step_px)
+    height_px = geometry.read_px(-(-needed_px // step_px) * step_px)  # the last step is a whole one, too
     peak = heap_peak = 0
     for sizes in rows.tensor_bytes(height_px, width_px, step_px):
         peak = max(peak, sum(sizes))

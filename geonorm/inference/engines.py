@@ -131,6 +131,12 @@ def choose_rows(
         return None, ""
     obstacle = wish.obstacle(geometry)
     predictor = None
+    exact = replace(plan, halo_px=geometry.core_halo_px or 0)
+    tiles = _overhead_of_tiles(exact)
+    if obstacle is None and wish.engine == "auto":
+        cost = RowPlan(geometry.stride_px).overhead(exact)
+        if cost > WORTH_IT * tiles:
+            return None, f"tiles, since rows cost as much ({_compared(cost, tiles)})"
     if obstacle is None:
         try:
             predictor = RowPredictor(network, geometry, torch.device(device), precision=wish.precision)
@@ -141,8 +147,6 @@ def choose_rows(
             raise InvalidConfigError(f"engine=rows cannot be: {obstacle}. Take engine=tiles or auto.")
         return None, f"tiles, since {obstacle}"
     memory_bytes = available_memory(device) if memory_bytes is None else memory_bytes
-    exact = replace(plan, halo_px=geometry.core_halo_px or 0)
-    tiles = _overhead_of_tiles(exact)
     found = _fitting(predictor, geometry, exact, most_bytes=round(ROWS_SHARE * memory_bytes), device=device)
     if found is None:
         why = f"the rows it keeps do not fit into a third of the {memory_bytes / 1e9:.1f} GB of free memory"
@@ -151,7 +155,7 @@ def choose_rows(
         return None, f"tiles, since {why}"
     row_plan, (peak_bytes, heap_bytes) = found
     cost = row_plan.overhead(exact)
-    compared = f"{cost:.2f} times the compute, exact tiles {tiles:.2f} times"
+    compared = _compared(cost, tiles)
     if wish.engine == "auto" and cost > WORTH_IT * tiles:
         return None, f"tiles, since rows cost as much ({compared})"
     if wish.engine == "auto" and cost > WORTH_IT * tiles * (part := share()):
@@ -190,6 +194,10 @@ def known_rows(
         heap_bytes=known["bytes"][1],
         why=known["why"],
     )
+
+
+def _compared(rows: float, tiles: float) -> str:
+    return f"{rows:.2f} times the compute, exact tiles {tiles:.2f} times"
 
 
 def _overhead_of_tiles(plan: Plan) -> float:

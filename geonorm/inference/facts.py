@@ -76,6 +76,7 @@ def weights_hash(network: nn.Module) -> str:
 
 def config_hash(settings: Mapping[str, Any]) -> str:
     """Return letters that two runs share only if they label any raster alike: same network, same settings."""
-    ways = ("size", "transform", "batch_size", "engine")
+    # With halo=auto tiles may take a measured one, where rows take the exact one.
+    ways = ("size", "transform", "batch_size", *(() if settings.get("halo") == "auto" else ("engine",)))
     alike = {name: fact for name, fact in settings.items() if name not in ways}
     return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.blending import blend_px
 from geonorm.tiling.engine import Halving, core_of, labels_of, view_of
 from geonorm.tiling.plan import Plan, Span, Stretch
-from geonorm.tiling.rows import BAND_PX, runs_of, stretch_of
+from geonorm.tiling.rows import BAND_PX, runs_of, stretch_of, wanted_cores
 from geonorm.tiling.supply import AS_THEY_ARE, chunk_rows, patches
 
 CORES_PX = (256, 512, 1024, 2048)
@@ -276,11 +276,18 @@ def _num_tiles(job: Job, skip: Collection[int]) -> int:
     return tiles
 
 
+def _wanted(job: Job, skip: Collection[int]) -> tuple[list[Span], list[Span]]:
+    """Return the strips, and the cores along the columns, that go through in rows."""
+    rows, cols = ([*axis.spans()] for axis in job.plan.axes)
+    to_do = [row for row in rows if row.core_start not in skip]
+    return wanted_cores(job.plan, to_do, cols, holds_data=job.reader.holds_data, counts=job.counts)
+
+
 def _num_rows(job: Job, skip: Collection[int]) -> int:
     """Return the rows that go through, those of halos included."""
     assert job.rows is not None
-    spans = [span for span in job.plan.axes[0].spans() if span.core_start not in skip]
-    return sum(stretch_of(band).px for run in runs_of(job.plan, spans) for band in job.rows.plan.bands(run))
+    rows, _ = _wanted(job, skip)
+    return sum(stretch_of(band).px for run in runs_of(job.plan, rows) for band in job.rows.plan.bands(run))
 
 
 def _seconds_per_row(job: Job) -> float:
@@ -300,7 +307,7 @@ def _seconds_per_row(job: Job) -> float:
         logits = run.push(view.tiles(span.reads[0], [some]))
         if logits is not None:
             labels_of(logits).cpu()  # waits for a GPU
-    across = sum(stretch_of(block).px for block in job.rows.plan.blocks(cols))
+    across = sum(stretch_of(block).px for block in job.rows.plan.blocks(_wanted(job, ())[1]))
     return (time.perf_counter() - began) / needed * across / some.px
 
 

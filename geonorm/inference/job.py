@@ -118,8 +118,7 @@ class Job:
         to_do = [row for row in rows.spans() if row.core_start not in skip]
         if self.rows is None:
             return cols.num_cores * len(to_do), "tile"
-        blocks = len(self.rows.plan.blocks([*cols.spans()]))
-        return blocks * sum(row.core_stop - row.core_start for row in to_do), "row"
+        return sum(row.core_stop - row.core_start for row in to_do), "row"
 
     def _blank(self, finish: Callable[[Tensor], Tensor], height: int) -> Tensor:
         """Return what rows without a pixel of data hold."""

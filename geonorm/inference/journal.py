@@ -256,6 +256,11 @@ class Journal:
                 f"{len(strips.rows)} strips of another run for {strips.target} are kept in {strips.path}: "
                 f"{_difference(earlier, self._facts)}. Run that one again to go on, or discard it with --restart."
             )
+        if earlier is not None and not self._restart and any(self._locks_of_others()):
+            raise InvalidConfigError(
+                f"another shard of {strips.target} is at work with others: {_difference(earlier, self._facts)}. "
+                "Give all shards the same; --engine, --core_px and --halo name what is otherwise chosen by the memory."
+            )
         for row in strips.rows:
             strips.remove(row)
         strips.write_plan({"facts": self._facts, **self._plan})

@@ -38,7 +38,7 @@ class Options:
     engine: Engine = "auto"
     """``"tiles"``: every tile is read with a halo of its own. ``"rows"``: the raster goes through the network in one
     stream, in which every row is computed once; for networks with an exact halo. ``"auto"``: whichever computes less
-    with the exact halo. The labels are the same."""
+    with the exact halo. With that the labels are the same."""
     global_stats: bool = False
     """Give Group, Layer and Instance Norm the statistics of the whole raster, so that no label depends on a tile: they
     are gathered before, in one pass over the raster where it fits into memory, else in a pass for each norm."""

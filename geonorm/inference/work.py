@@ -186,10 +186,11 @@ def prepare_work(
             batch_size=options.batch_size,
             phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
         )
-    rows, engine = _rows_of(model, reader, core[0], area, options, known, device)
-    if rows is not None and options.core_px == "auto" and not known:
-        stride = model.geometry.stride_px
-        core = -(-USUAL_CORE_PX // stride) * stride, ""
+    stride = model.geometry.stride_px
+    usual_core = core if known or options.core_px != "auto" else (-(-USUAL_CORE_PX // stride) * stride, "")
+    rows, engine = _rows_of(model, reader, usual_core[0], area, options, known, device)
+    if rows is not None:
+        core = usual_core
     job = prepare(
         model,
         reader,

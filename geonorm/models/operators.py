@@ -137,8 +137,8 @@ def pair(value: Any) -> tuple[int, int]:
     return (values[0], values[-1])
 
 
-def _whole(pair: tuple[int, int]) -> tuple[Fraction, Fraction]:
-    return Fraction(pair[0]), Fraction(pair[1])
+def _whole(numbers: tuple[int, int]) -> tuple[Fraction, Fraction]:
+    return Fraction(numbers[0]), Fraction(numbers[1])
 
 
 def _pointwise(call: Call) -> Taps:
@@ -336,6 +336,8 @@ RULES: dict[Any, Callable[[Call], Taps]] = {
     aten.expand: _same_cells,
     aten.constant_pad_nd: _pad,
     aten.native_batch_norm: _batch_norm,
+    aten.cudnn_batch_norm: _batch_norm,
+    aten.miopen_batch_norm: _batch_norm,
     aten._native_batch_norm_legit: _batch_norm,
     aten._native_batch_norm_legit_no_training: _batch_norm,
     aten.replication_pad2d: _pad,

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from geonorm.errors import name_some
+from geonorm.errors import name_some, one_line
 from geonorm.models.bitwise import BitwiseConvolutions
 from geonorm.models.geometry import TileGeometry
 from geonorm.models.predictor import Precision, as_input, evaluating, plain_float32, predictor, rounding_of
@@ -44,12 +44,18 @@ class RowPredictor:
                 some rows than to all.
         """
         if geometry.unbounded:
-            raise NotByRowsError(f"{name_some(geometry.unbounded)} see the whole input, so there are no rows to keep.")
+            raise NotByRowsError(f"{name_some(geometry.unbounded)} see the whole input")
         self._network = network.to(device)
         self._device = device
         self._precision: Precision = precision
-        self.rows = row_network(network, trial_image(network, geometry, TRIAL_STRIDES), device, precision)
-        self._try(trial_image(network, geometry, tuple(2 * strides for strides in TRIAL_STRIDES)), geometry.stride_px)
+        try:
+            self.rows = row_network(network, trial_image(network, geometry, TRIAL_STRIDES), device, precision)
+            larger = tuple(2 * strides for strides in TRIAL_STRIDES)
+            self._try(trial_image(network, geometry, larger), geometry.stride_px)
+        except NotByRowsError:
+            raise
+        except Exception as error:  # whatever an operator raises for rows that it does not take
+            raise NotByRowsError(f"by rows this network fails: {one_line(error)}") from error
 
     def __call__(self, height: int) -> RowRun:
         """Begin an image of so many rows."""
@@ -68,7 +74,7 @@ class RowPredictor:
         whole = predictor(self._network, self._device, precision=self._precision)(image)
         error = (by_rows - whole).abs().max() if by_rows.shape == whole.shape else torch.inf
         if not error <= ROUNDING[self._precision] * (1 + whole.abs().max()):
-            raise NotByRowsError("by rows this network gives something else than at once. Take --engine tiles.")
+            raise NotByRowsError("by rows this network gives something else than at once")
 
 
 class RowRun:

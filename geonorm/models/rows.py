@@ -124,6 +124,8 @@ class RowStream:
             if due is not None:
                 parts = [self._kept[source].rows(due.start, due.stop) for source in operator.sources]
                 made = operator.make(due.first, due.end, parts, due.start, self._heights[operator.sources[0]])
+                if made.shape[-2] != due.end - due.first:
+                    raise NotByRowsError(f"{operator.func.overloadpacket.__name__} gives other rows than it should.")
                 del parts
                 self._made[index] = due.end
                 if index == last:
@@ -151,6 +153,8 @@ class RowStream:
                 due = self._due(index)
                 if due is not None:
                     joined = [(due.stop - due.start) * row_bytes[source] for source in operator.sources]
+                    if isinstance(operator, Convolution) and (due.first == 0 or due.end == self._heights[index]):
+                        joined *= 2  # with the rows of zeros around the image
                     made = due.end - due.first
                     there = [held * row_bytes[one] for one, pieces in enumerate(kept) for _, held in pieces]
                     yield (*there, *joined, made * row_bytes[index])
@@ -273,23 +277,25 @@ class Operator:
         if self.taps.full:
             window = min(len(rows), source)
             start, stop = min(start, source - window), max(stop, window)
-        start, stop = min(max(0, start), source), min(max(0, stop), source)
+        start, stop = _inside(start, stop, source)
         return start - start % step.numerator, stop
 
     def ready(self, given: int, source: int, height: int) -> int:
         """Return how many rows of the result follow from the first rows of the source."""
         if given == source:
             return height
+        if given == 0:
+            return 0
         if self.taps.full and given < len(self.taps.rows):
             return 0
         return min(height, max(0, ceil((given - self.taps.rows.stop + 1) / self.taps.step[0])))
 
     def make(self, first: int, end: int, parts: Sequence[Tensor], start: int, source: int) -> Tensor:
-        """Return rows ``first`` to ``end`` of the result.
+        """Return some rows of the result.
 
         Args:
-            first: See above.
-            end: See above.
+            first: The first of them.
+            end: The last but one.
             parts: The rows of each source that they need.
             start: The first of those.
             source: How many rows the sources have.
@@ -300,6 +306,14 @@ class Operator:
         values = dict(zip(self.sources, parts, strict=True))
         result = self.func(**_filled({**self.args, **other}, values))
         return result[0] if isinstance(result, tuple | list) else result
+
+
+class Unchanged(Operator):
+    """Gives back what it gets."""
+
+    def make(self, first: int, end: int, parts: Sequence[Tensor], start: int, source: int) -> Tensor:
+        """See `Operator.make`."""
+        return parts[0]
 
 
 class Windowed(Operator):
@@ -340,8 +354,7 @@ class Convolution(Operator):
 
     def needs(self, first: int, end: int, source: int) -> tuple[int, int]:
         """See `Operator.needs`."""
-        start, stop = self._span(first, end)
-        return min(max(0, start), source), min(max(0, stop), source)
+        return _inside(*self._span(first, end), source)
 
     def _span(self, first: int, end: int) -> tuple[int, int]:
         step, rows = int(self.taps.step[0]), self.taps.rows
@@ -362,7 +375,7 @@ class Convolution(Operator):
 
 
 class TransposedConvolution(Windowed):
-    """Windowed."""
+    """Windowed, with weights."""
 
     def height(self, source: int) -> int:
         """See `Operator.height`."""
@@ -407,8 +420,9 @@ WINDOWED = {
     torch.ops.geonorm.local_context_norm,
 }
 UPSAMPLED = {aten.upsample_nearest2d, aten._upsample_nearest_exact2d, aten.upsample_bilinear2d}
-SIZED = {aten.view, aten._unsafe_view, aten.expand, aten.unsqueeze}
+SIZED = {aten.view, aten._unsafe_view, aten.expand}
 """Operators whose arguments hold the size of the map: taken where they leave it as it is."""
+PADS = {aten.constant_pad_nd, aten.replication_pad2d}
 
 
 def _class_of(func: Any, call: Call, taps: Taps) -> type[Operator] | None:
@@ -422,7 +436,9 @@ def _class_of(func: Any, call: Call, taps: Taps) -> type[Operator] | None:
         return Windowed
     if packet in UPSAMPLED:
         return Upsampled
-    if packet in SIZED and call.output.shape != call["self"].shape:
+    if packet in SIZED:
+        return Unchanged if call.output.shape == call["self"].shape else None
+    if packet in PADS and taps.rows.start > 0:  # it cuts rows off instead
         return None
     return Operator if taps.is_same and taps.only is None else None
 
@@ -443,11 +459,11 @@ class _Recorder(TorchDispatchMode):
         if self._faults:
             raise NotByRowsError(
                 f"this network cannot take an image row by row: there is no rule for "
-                f"{name_some(list(dict.fromkeys(self._faults)))}. Take --engine tiles."
+                f"{name_some(list(dict.fromkeys(self._faults)))}"
             )
         last = self._values.get(output) if isinstance(output, Tensor) else None
         if not last:
-            raise NotByRowsError("the network's output does not follow from the image. Take --engine tiles.")
+            raise NotByRowsError("the network's output does not follow from the image")
         used = {0, last}
         for index in range(last, 0, -1):
             if index in used:
@@ -498,6 +514,12 @@ class _Recorder(TorchDispatchMode):
             shape=next(iter(maps)).shape,
             result=torch.empty_like(output, device="meta"),
         )
+
+
+def _inside(start: int, stop: int, length: int) -> tuple[int, int]:
+    """Return the part of a range that lies inside, or the row next to it if none does, in what is made up around."""
+    start = min(max(0, start), length - 1)
+    return start, max(min(max(0, stop), length), start + 1)
 
 
 def _out_of_place(func: Any) -> Any:

@@ -302,7 +302,7 @@ class Halving:
                 tiles = {span: windows[span] for span in batch}
                 logits = _mean_over_phases(self.predict, view, row, tiles, margin_px=self.margin_px)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(error, max(read.px for read in row.reads))
                 continue
@@ -374,7 +374,8 @@ def view_of(read: Read, plan: Plan, row: Span, cols: Sequence[Span], *, fill: Te
     return View([chunk], plan, fill, pixels.values.dtype)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an error means that a device's memory is full."""
     # On the CPU it is a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geonorm.errors import InvalidConfigError
 from geonorm.raster.window import Window
-from geonorm.tiling.engine import Counts, Finish, Strip, counted, labels_of
+from geonorm.tiling.engine import Counts, Finish, Strip, counted, is_out_of_memory, labels_of
 from geonorm.tiling.plan import Plan, Span, Stretch
 from geonorm.tiling.supply import Patch, Supply
 
@@ -87,11 +88,11 @@ def predict_rows(
         skip: First rows of strips to leave out. Strips that lie together go through together; the first of them takes
             the rows of a halo above it.
         counts: Which pixels are wanted; all where None.
-        on_rows: Called with the number of rows done, of each block of columns, since the last call.
+        on_rows: Called with the number of rows done since the last call.
     """
     all_rows, all_cols = ([*axis.spans()] for axis in plan.axes)
     to_do = [row for row in all_rows if row.core_start not in skip]
-    wanted, cols = _wanted(plan, to_do, all_cols, supply, counts)
+    wanted, cols = wanted_cores(plan, to_do, all_cols, holds_data=supply.holds_data, counts=counts)
     blocks = rows.blocks(cols)
     blanks = deque(row for row in to_do if row not in {*wanted})
 
@@ -99,7 +100,7 @@ def predict_rows(
         while blanks and blanks[0].core_start < end:
             row = blanks.popleft()
             height = row.core_stop - row.core_start
-            on_rows(height * len(blocks))
+            on_rows(height)
             yield Strip(row.core_start, blank(height), np.zeros((height, plan.width), np.bool_))
 
     for run in runs_of(plan, wanted):
@@ -159,7 +160,7 @@ def _band(
         waiting = deque(band)
         for patch, view in supply.views(_patches(read, cols, step_px, plan)):
             [rows] = patch.row.reads
-            logits = stream.push(view.tiles(rows, [cols]))
+            logits = _pushed(stream, view.tiles(rows, [cols]))
             if block is blocks[0]:
                 for row, part in _shared(band, rows.start, rows.stop):
                     window = Window(row.core_start + part.start, 0, part.stop - part.start, plan.width)
@@ -175,7 +176,8 @@ def _band(
                 if row not in outputs:
                     outputs[row] = torch.zeros((*found.shape[:-2], *valid[row].shape), dtype=found.dtype)
                 outputs[row][..., part, first:end] = found
-                on_rows(height)
+                if block is blocks[-1]:
+                    on_rows(height)
             done = made.stop
             while block is blocks[-1] and waiting and waiting[0].core_stop <= done:
                 row = waiting.popleft()
@@ -184,6 +186,18 @@ def _band(
                     if not wanted[:, col.core_start : col.core_stop].any():
                         output[..., col.core_start : col.core_stop] = 0
                 yield Strip(row.core_start, output, wanted)
+
+
+def _pushed(stream: Stream, rows: Tensor) -> Tensor | None:
+    try:
+        return stream.push(rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InvalidConfigError(
+            "the rows of this network do not fit into the memory of the device. Take --engine tiles, with a smaller "
+            "--core_px if need be."
+        ) from error
 
 
 def stretch_of(cores: Sequence[Span]) -> Stretch:
@@ -204,6 +218,38 @@ def runs_of(plan: Plan, rows: Sequence[Span]) -> Iterator[list[Span]]:
         yield run
 
 
+def wanted_cores(
+    plan: Plan,
+    rows: Sequence[Span],
+    cols: Sequence[Span],
+    *,
+    holds_data: Callable[[Window], bool],
+    counts: Counts | None,
+) -> tuple[list[Span], list[Span]]:
+    """Return the strips, and the cores along the columns, that may hold a pixel that counts.
+
+    Args:
+        plan: The grid.
+        rows: The strips that are to be done.
+        cols: The cores along the columns.
+        holds_data: False for windows of which it is known, without reading, that no pixel counts.
+        counts: Which pixels are wanted; all where None.
+    """
+    wanted, columns = [], np.zeros(plan.width, np.bool_)
+    for row in rows:
+        window = Window(row.core_start, 0, row.core_stop - row.core_start, plan.width)
+        if not holds_data(window):
+            continue
+        found = np.ones(plan.width, np.bool_) if counts is None else counts(window).any(axis=0)
+        if found.any():
+            wanted.append(row)
+            columns |= found
+    places = np.flatnonzero(columns)
+    if len(places) == 0:
+        return [], list(cols)
+    return wanted, [col for col in cols if col.core_stop > places[0] and col.core_start <= places[-1]]
+
+
 def _patches(rows: Stretch, cols: Stretch, step_px: int, plan: Plan) -> Iterator[Patch]:
     for start in range(rows.start, rows.stop, step_px):
         step = Stretch(start, min(step_px, rows.stop - start))
@@ -216,25 +262,6 @@ def _shared(rows: Sequence[Span], start: int, stop: int) -> Iterator[tuple[Span,
         first, end = max(start, row.core_start), min(stop, row.core_stop)
         if first < end:
             yield row, slice(first - row.core_start, end - row.core_start)
-
-
-def _wanted(
-    plan: Plan, rows: Sequence[Span], cols: Sequence[Span], supply: Supply, counts: Counts | None
-) -> tuple[list[Span], list[Span]]:
-    """Return the strips, and the cores along the columns, that may hold a pixel that counts."""
-    wanted, columns = [], np.zeros(plan.width, np.bool_)
-    for row in rows:
-        window = Window(row.core_start, 0, row.core_stop - row.core_start, plan.width)
-        if not supply.holds_data(window):
-            continue
-        found = np.ones(plan.width, np.bool_) if counts is None else counts(window).any(axis=0)
-        if found.any():
-            wanted.append(row)
-            columns |= found
-    places = np.flatnonzero(columns)
-    if len(places) == 0:
-        return [], list(cols)
-    return wanted, [col for col in cols if col.core_stop > places[0] and col.core_start <= places[-1]]
 
 
 def _cuts(cores: Sequence[Span], most_px: int | None) -> list[Sequence[Span]]:

@@ -155,6 +155,48 @@ def test_networks_of_the_smp_library_agree(name: str, precision: str) -> None:
     torch.testing.assert_close(together, expected, rtol=0, atol=tolerance)
 
 
+class Of(nn.Module):
+    """A function of a map and of layers."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what it makes of a map."""
+        return self.function(x, *self.layers)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        Of(lambda x: x.view(x.shape[0], -1, *x.shape[2:]) + 1),
+        Of(lambda x: x.expand_as(x) * 2),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.ZeroPad2d(1)),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, padding=1)),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, padding=1), nn.ReLU(inplace=True)),
+        Of(lambda x, conv: x + F.pad(conv(F.avg_pool2d(x, 4)), (1, 0, 1, 0)), nn.ConvTranspose2d(4, 4, 3, 4)),
+        Of(lambda x: F.pad(F.pad(x, (1, 1, 1, 1)), (-1, -1, -1, -1))),
+        Of(lambda x: x.add_(F.avg_pool2d(x, 3, 1, 1))),
+        Of(lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)),
+        Of(lambda x: F.interpolate(F.max_pool2d(x, 3, 2, 1, ceil_mode=True), scale_factor=2)),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 12, 48])
+def test_what_is_unusual_gives_the_same_or_is_refused(body: nn.Module, step: int) -> None:
+    network, image = Network(body).eval(), random_image(1, 3, 96, 48)
+    try:
+        run = RowPredictor(network, tile_geometry(network), CPU)(96)
+    except NotByRowsError:
+        return
+
+    found = [run.push(rows) for rows in image.split(step, dim=2)]
+
+    expected = predictor(network, CPU)(image)
+    together = torch.cat([rows for rows in found if rows is not None], dim=2)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
 # Once
 
 
@@ -197,7 +239,7 @@ def test_the_bytes_that_are_foretold_are_those_that_are_kept() -> None:
             kept.append(sum(memory.values()))
 
     foretold = max(map(sum, by_row.tensor_bytes(320, 64, 16, 3 * 64 * 4)))
-    assert max(kept) <= foretold <= 3 * max(kept)
+    assert max(kept) <= foretold <= 4 * max(kept)  # with what is just being made
 
 
 # Where it cannot be
@@ -216,7 +258,7 @@ def test_the_bytes_that_are_foretold_are_those_that_are_kept() -> None:
     ],
 )
 def test_an_operator_without_a_rule_is_named(body: Callable[[Tensor], Tensor], name: str) -> None:
-    with pytest.raises(NotByRowsError, match=rf"no rule for .*({name}).*engine tiles"):
+    with pytest.raises(NotByRowsError, match=rf"no rule for .*({name})"):
         RowNetwork.of(Network(body).eval(), torch.zeros(1, 3, 24, 24))
 
 
