@@ -157,9 +157,12 @@ class RowStream:
                         joined *= 2  # with the rows of zeros around the image
                     made = due.end - due.first
                     there = [held * row_bytes[one] for one, pieces in enumerate(kept) for _, held in pieces]
-                    yield (*there, *joined, made * row_bytes[index])
+                    held = made
+                    if isinstance(operator, Windowed):  # with what is cut off
+                        held = max(made, int((due.stop - due.start) / operator.taps.step[0]))
+                    yield (*there, *joined, held * row_bytes[index])
                     self._made[index] = due.end
-                    kept[index].append((made, made))
+                    kept[index].append((made, held))
                 for source in operator.sources:
                     kept[source] = _trimmed(kept[source], self._made[source] - self._first_needed(source))
             kept[-1].clear()

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geonorm.inference.activations import activation_bytes
+from geonorm.inference.activations import _Counter, activation_bytes, stream_bytes
 from geonorm.models import Rescale, UNet, tile_geometry
 from geonorm.models.predictor import predictor
-from geonorm.norms import BatchNorm, GroupNorm
+from geonorm.models.row_predictor import RowPredictor
+from geonorm.norms import BatchNorm, GroupNorm, NormFactory
+from tests.models.networks import local, unet
 
 GB = 10**9
 
@@ -97,3 +99,20 @@ def test_a_network_that_asks_for_values_is_measured_on_one_tile() -> None:
     asking, plain = (activation_bytes(made(), bands=3, size_px=64, batch_size=3) for made in (Asking, Plain))
 
     assert plain <= asking < 1.5 * plain
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, local(window_px=31), local(window_px=15, border="clip")])
+@pytest.mark.parametrize("step_px", [16, 64])
+def test_the_bytes_of_a_stream_are_those_that_are_counted_as_it_runs(norm: NormFactory, step_px: int) -> None:
+    network = unet(norm, depth=2, width=8)
+    geometry = tile_geometry(network)
+    rows = RowPredictor(network, geometry, torch.device("cpu"))
+
+    foretold, _ = stream_bytes(rows, geometry, width_px=256, step_px=step_px)
+
+    with _Counter(torch.device("cpu")) as counter:
+        run = rows(640)
+        for part in torch.zeros(1, 3, 640, 256, dtype=torch.uint8).split(step_px, dim=2):
+            run.push(part)
+    image_bytes = 3 * 640 * 256  # held by this test
+    assert 0.9 * counter.peak_bytes <= foretold + image_bytes <= 1.3 * counter.peak_bytes
