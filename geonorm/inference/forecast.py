@@ -120,7 +120,9 @@ def forecast(
     bands = len(job.reader.bands)
     if job.rows is not None:
         shape: tuple[int, ...] = (1, bands, job.rows.plan.step_px, job.rows.plan.widest_px(plan))
-        network_bytes, heap_bytes, blended_bytes = job.rows.peak_bytes, job.rows.heap_bytes, 0
+        # The heap never gives all of it back as steps come and go.
+        network_bytes = round((1 + SLACK_SHARE) * job.rows.peak_bytes)
+        heap_bytes, blended_bytes = job.rows.heap_bytes, 0
     else:
         shape = (min(batch_size, plan.axes[1].num_cores), bands, *read_px)
         alive = activations(job.predict, shape, torch.from_numpy(np.empty(0, raw)).dtype, device)
