@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from geonorm.errors import InvalidConfigError, one_line
+from geonorm.errors import InvalidConfigError
 from geonorm.models.bitwise import BitwiseConvolutions
+from geonorm.models.compiled import compiled
 from geonorm.models.converted import converted
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -51,7 +52,7 @@ def predictor(
     plain = precision == "32-true" and not compile and by_torch
     answer: Callable[[Tensor], Tensor] = network
     if compile:
-        answer = _compiled(network)
+        answer = compiled(network)
     elif not by_torch:
         answer = converted(network, half=precision != "32-true")
 
@@ -82,21 +83,6 @@ def _check_for_openvino(device: torch.device, precision: Precision, *, compile: 
     if compile or precision == "16-mixed":
         asked = "compile" if compile else f"precision={precision}"
         raise InvalidConfigError(f"backend=openvino takes precision 32-true or bf16-mixed and no compile, got {asked}.")
-
-
-def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a network that torch compiles when it is first called; if it cannot, that is one line."""
-    from torch._dynamo.exc import TorchDynamoException  # importing torch leaves it out, and it takes seconds
-
-    run = torch.compile(network)
-
-    def answer(tiles: Tensor) -> Tensor:
-        try:
-            return run(tiles)
-        except TorchDynamoException as error:  # inductor's errors are of that kind
-            raise InvalidConfigError(f"torch cannot compile this network here: {one_line(error)}.") from error
-
-    return answer
 
 
 @contextmanager

@@ -147,13 +147,17 @@ class _Overlap(nn.Module):
             class_weights=None if isinstance(class_weights, str) else class_weights,
             smooth=smooth,
             log_loss=log_loss,
+            ignore_index=IGNORE_LABEL,
         )
+        for name in ("classes", "class_weights"):  # fetching them in each step, a GPU would be waited for
+            values = self.overlap.__dict__.pop(name)
+            self.overlap.register_buffer(name, values, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss."""
         check_class_weights(self.class_weights, logits, self.class_weighting)
-        logits, labels = pixels_that_count(logits, labels)
-        return self.overlap(logits, labels)
+        # Theirs multiplies by 0 what does not count, and 0 times infinity would be no number.
+        return self.overlap(torch.where((labels != IGNORE_LABEL)[:, None], logits, 0), labels)
 
 
 class Dice(_Overlap):
@@ -194,7 +198,8 @@ class Jaccard(_Overlap):
 class Lovasz(nn.Module):
     """Lovasz-Softmax: the convex extension of one minus the IoU of each class that occurs, averaged over these.
 
-    Over the whole batch, not image by image.
+    Over the whole batch, not image by image. It sorts the pixels that count, so a GPU is waited for until their number
+    is known; no other loss here does that.
 
     Source: Berman et al., CVPR 2018, as ``segmentation_models_pytorch.losses.LovaszLoss``.
     Differs: theirs gives an empty tensor where no pixel counts.

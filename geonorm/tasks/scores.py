@@ -10,6 +10,9 @@ from torch import Tensor, distributed
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.norms.synchronized import several_processes
 
+SPREAD = 512
+"""Counters of each pair of classes."""
+
 
 class Scores:
     """Confusion counts of each group (city), and what follows from them."""
@@ -20,12 +23,13 @@ class Scores:
         self.counts: dict[str, Tensor] = {}
 
     def update(self, group: str, predicted: Tensor, labels: Tensor) -> None:
-        """Count pixels; labels of `IGNORE_LABEL` do not count. Both tensors have the same shape."""
+        """Count pixels where they are; labels of `IGNORE_LABEL` do not count. Both tensors have the same shape."""
         counts = confusion(predicted, labels, self.num_classes)
         self.counts[group] = self.counts.get(group, 0) + counts
 
     def gather(self) -> None:
-        """Add the counts of all other processes; each has them all afterwards."""
+        """Fetch the counts, and add those of all other processes; each has them all afterwards."""
+        self.counts = {group: counts.cpu() for group, counts in self.counts.items()}
         if not several_processes():
             return
         parts: list[dict[str, Tensor]] = [{}] * distributed.get_world_size()
@@ -50,10 +54,17 @@ class Scores:
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return how often each label was called each class, ``(K, K)``, int64, on the CPU."""
-    counts = labels != IGNORE_LABEL
-    pairs = labels[counts].long() * num_classes + predicted[counts].long()
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).cpu()
+    """Return how often each label was called each class, ``(K, K)``, int64, on the device of both.
+
+    Nothing is fetched from the device, so a GPU goes on with what comes next.
+    """
+    ignored = num_classes**2
+    pairs = torch.where(labels == IGNORE_LABEL, ignored, labels.long() * num_classes + predicted.long()).flatten()
+    # Many counters of each pair: pixels that add to the same number wait for one another on a GPU.
+    places = torch.arange(len(pairs), device=pairs.device) % SPREAD * (ignored + 1) + pairs
+    counts = torch.zeros(SPREAD * (ignored + 1), dtype=torch.int64, device=pairs.device)
+    counts.scatter_add_(0, places, torch.ones_like(places))
+    return counts.view(SPREAD, -1).sum(0)[:ignored].view(num_classes, num_classes)
 
 
 def iou_of(counts: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from geonorm.data.pairs import OpenPair, open_pair
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import InvalidConfigError
 from geonorm.models import Rescale, TileGeometry, UNet, localize_norms, tile_geometry
+from geonorm.models.compiled import compiled
 from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.unet import centre
@@ -61,6 +62,8 @@ class SegmentationTask(LightningModule):
             two classes the second as the single logit of a binary network would. Maps and checkpoints are as ever.
         optimizer: Makes the optimizer, e.g. ``torch.optim.SGD`` with its ``momentum``.
         schedule: How the learning rate changes from step to step: `Steps`, `Poly` or `Cosine`, with their warm-up.
+        compile_network: Let torch compile the network for the steps of training, once for each size of patches, which
+            needs a C++ compiler on the CPU. Scores, checkpoints and maps are those of the network as it is.
         eval_core_px: Side of the square that one network call labels when whole tiles are scored.
         init_from: Checkpoint or state dict to start the weights from; its norm and classes may differ. What fits by
             name and shape is taken, its scaling included, the rest starts anew.
@@ -88,6 +91,7 @@ class SegmentationTask(LightningModule):
         single_logit: bool = False,
         optimizer: OptimizerFactory = Adam,
         schedule: Schedule | None = None,
+        compile_network: bool = False,
         eval_core_px: int = 512,
         init_from: str | None = None,
         localize_px: int | None = None,
@@ -120,6 +124,7 @@ class SegmentationTask(LightningModule):
         self.single_logit = single_logit
         self.optimizer = optimizer
         self.schedule = schedule
+        self.compile_network = compile_network
         self.eval_core_px = eval_core_px
         if norm is None and class_behind(network)[0] is UNet:
             raise InvalidConfigError(
@@ -160,11 +165,23 @@ class SegmentationTask(LightningModule):
         """Return logits ``(N, K, H', W')`` for raw band values ``(N, C, H, W)``."""
         return self.network(image)
 
+    @functools.cached_property
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        """The network compiled: a cached property, so that it is no module of the task and in no state dict."""
+        # A size is compiled for itself: for any size, the last batch of an epoch would slow all others down.
+        return compiled(self.network, any_size=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the task without what is compiled: a copy, such as one of averaged weights, has its own network."""
+        state = super().__getstate__()
+        state.pop("_compiled", None)
+        return state
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss over the pixels that count; 0 where none does."""
         image = middle_that_fits(batch["image"], self.geometry)
         image, labels = fitted(image, centre(batch["mask"], like=image), self.geometry)
-        logits = self(image)
+        logits = self._compiled(image) if self.compile_network else self(image)
         labels = centre(labels, like=logits).long()
         if self.single_logit:
             logits = with_first_logit_fixed(logits)

@@ -11,6 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from geonorm.data.spec import IGNORE_LABEL, INRIA
@@ -197,6 +198,31 @@ def test_ignored_pixels_are_as_if_they_were_not_there(make: Callable[[], nn.Modu
     assert whole.grad is not None
     assert not whole.grad.movedim(1, -1)[~counts].any()
     assert whole.grad.movedim(1, -1)[counts].any()
+
+
+@pytest.mark.parametrize("make", [make for name, make in LOSSES.items() if name not in ("Lovasz", "sum")])
+def test_a_loss_asks_the_device_for_nothing(make: Callable[[], nn.Module]) -> None:
+    # Tensors without values: whoever asks for one, or for how many are not 0, gets an error.
+    with FakeTensorMode(), torch.device("cuda"):
+        loss = make().to("cuda")
+
+        value = loss(torch.randn(2, 2, 6, 9), torch.zeros(2, 6, 9, dtype=torch.long))
+
+    assert (value.device.type, value.shape) == ("cuda", ())
+
+
+@pytest.mark.parametrize("name", ["Dice", "Dice of buildings", "Jaccard"])
+def test_no_number_where_nothing_counts_does_no_harm(name: str) -> None:
+    logits, labels = drawn()
+    expected = LOSSES[name]().double()(logits, labels)
+    ours = torch.where((labels != IGNORE_LABEL)[:, None], logits, torch.nan).requires_grad_()
+
+    loss = LOSSES[name]().double()(ours, labels)
+    loss.backward()
+
+    torch.testing.assert_close(loss.detach(), expected)
+    assert ours.grad is not None
+    assert torch.isfinite(ours.grad).all()
 
 
 @each_loss

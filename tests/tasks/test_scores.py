@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from geonorm.data.spec import IGNORE_LABEL
@@ -160,3 +161,27 @@ def test_labels_that_are_all_ignored_count_nothing() -> None:
     labels = torch.full((HEIGHT, WIDTH), IGNORE_LABEL, dtype=torch.uint8)
 
     assert confusion(torch.zeros_like(labels), labels, 3).tolist() == [[0] * 3] * 3
+
+
+def test_counts_stay_on_the_device_until_they_are_gathered() -> None:
+    scores = Scores(3, [1, 2])
+    # Tensors without values: whoever asks for one, or for how many are not 0, gets an error.
+    with FakeTensorMode(), torch.device("cuda"):
+        for _ in range(2):
+            scores.update("all", torch.zeros(2, 6, 9, dtype=torch.long), torch.zeros(2, 6, 9, dtype=torch.uint8))
+        before = scores.total()
+
+        scores.gather()
+
+    assert (before.device.type, before.dtype, before.shape) == ("cuda", torch.int64, (3, 3))
+    assert scores.total().device.type == "cpu"
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 700, 3), (5000,)])
+def test_any_number_of_pixels_is_counted(shape: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(0)
+    predicted, labels = (torch.randint(0, 3, shape, generator=random) for _ in range(2))
+
+    counts = confusion(predicted, labels, 3)
+
+    np.testing.assert_array_equal(counts, counted_one_by_one(predicted, labels, 3))
