@@ -4,36 +4,40 @@ python benchmarks/cpu_options.py                                  four U-Nets wi
 python benchmarks/cpu_options.py --threads 2 --networks bn-d3w16
 python benchmarks/cpu_options.py --checkpoints bn.ckpt lcn.ckpt   networks of yours, in place of the four
 
-JSON lines. `first_seconds` is the first call by the clock, compiling and converting included; the ratios are those of
-processor time, and of the clock in `clock_ratio`, round by round, to float32 as `geonorm predict` ships it.
-`labels_that_differ` and `largest_change` (of a probability) are held against the same. Random weights have their Batch
-Norm statistics from the tile and the bias of their last layer such that each class gets half of it, so their labels
-change as easily as labels can. ONNX Runtime and OpenVINO are optional: where one is missing, a line says so.
+The ratios are to float32 as `geonorm predict` ships it, in processor time and by the clock. `first_seconds` is the
+first call by the clock, compiling and converting included. `labels_that_differ` and `largest_change` (of a probability)
+are held against the same. Random weights have their Batch Norm statistics from the tile and the bias of their last
+layer such that each class gets half of it, so their labels change as easily as labels can. ONNX Runtime and OpenVINO
+are optional: where one is missing, a line says so. The limit is that of the network's convolutions, at the most
+operations this machine computes in float32; ways that compute in fewer bits have none.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import importlib
 import io
-import json
 import logging
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from _alternate import alternate_both
+from _limits import flops_of, limit_of_flops
+from _lines import print_line, print_skipped
+from _options import option_parser, parse
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from geonorm.data.drawn import draw_scene
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import InvalidConfigError, one_line
 from geonorm.models import UNet, build_smp, fold_norms
 from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
@@ -53,75 +57,99 @@ NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
 """The side of a tile in pixels, and the network."""
 
 
-def main(options: argparse.Namespace) -> None:
+SHIPPED = "float32"
+WAYS: dict[str, Callable[[nn.Module, Tensor], Answer]] = {
+    SHIPPED: lambda network, tile: predictor(network, CPU),
+    "float32, no guard": lambda network, tile: _bare(network),
+    "float32, folded": lambda network, tile: predictor(fold_norms(network)[0], CPU),
+    "bf16-mixed": lambda network, tile: predictor(network, CPU, precision="bf16-mixed"),
+    "bfloat16": lambda network, tile: _bare(_cast(network), torch.bfloat16),
+    "bfloat16, folded": lambda network, tile: _bare(_cast(fold_norms(network)[0]), torch.bfloat16),
+    "compile": lambda network, tile: _compiled(network),
+    "compile, bf16-mixed": lambda network, tile: _compiled(network, precision="bf16-mixed"),
+    "compile, bfloat16": lambda network, tile: _bare(torch.compile(_cast(network)), torch.bfloat16),
+    "onnxruntime": lambda network, tile: _onnxruntime(network, tile),
+    "openvino": lambda network, tile: predictor(network, CPU, backend="openvino"),
+    "openvino, bf16-mixed": lambda network, tile: predictor(network, CPU, backend="openvino", precision="bf16-mixed"),
+}
+"""What makes each way, from a network and a tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured."""
+
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    """With random weights."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Beside float32 as shipped."""
+    tile_px: int = 0
+    """Side of the tile; 0: that of the network, 608 for checkpoints."""
+    threads: int = 1
+    """Of torch."""
+    rounds: int = 7
+    """Of measuring."""
+
+
+QUICK = {
+    "networks": ("bn-d3w16",),
+    "ways": ("float32, folded", "bf16-mixed", "openvino", "openvino, bf16-mixed"),
+    "tile_px": 304,
+    "rounds": 3,
+}
+
+
+def main(case: Case, checkpoints: list[str]) -> None:
     """Print JSON lines."""
-    torch.set_num_threads(options.threads)
-    for name in options.checkpoints:
-        trained = load_model(name)
-        _measure(name, trained.network.eval(), options.tile_px or 608, options)
-    for name in [] if options.checkpoints else options.networks:
+    torch.set_num_threads(case.threads)
+    for name in checkpoints:
+        _measure(case, name, load_model(name).network, case.tile_px or 608)
+    for name in () if checkpoints else case.networks:
         side_px, make = NETWORKS[name]
         torch.manual_seed(0)
         network = make().eval()
-        side_px = options.tile_px or side_px
+        side_px = case.tile_px or side_px
         _settle(network, _tile(side_px, 3))
-        _measure(name, network, side_px, options)
+        _measure(case, name, network, side_px)
 
 
-def _measure(name: str, network: nn.Module, side_px: int, options: argparse.Namespace) -> None:
-    """Print one line for each way."""
+def _measure(case: Case, name: str, network: nn.Module, side_px: int) -> None:
+    """Print two lines for each way."""
     tile = _tile(side_px, len(rescale_of(network).mean))
-    facts = {"benchmark": "cpu_options", "network": name, "tile_px": side_px, "threads": torch.get_num_threads()}
-    usual = predictor(network, CPU)(tile)
-    ways: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     first: dict[str, float] = {}
-    for way, make in _ways(network, tile).items():
-        if options.ways and way not in options.ways and way != "float32":
+    for way, make in WAYS.items():
+        if way not in (SHIPPED, *case.ways):
             continue
         began = time.monotonic()
         try:
-            ways[way] = make()
-            ways[way](tile)
+            answer = make(network, tile)
+            answer(tile)
         except (ImportError, InvalidConfigError, NotImplementedError, TypeError) as error:
-            ways.pop(way, None)
-            print(json.dumps({**facts, "way": way, "skipped": str(error).splitlines()[0][:200]}), flush=True)
+            print_skipped("cpu_options", way, f"{name}: {one_line(error)[:200]}")
             continue
-        first[way] = time.monotonic() - began
-    cpu, clock = _alternate(ways, tile, rounds=options.rounds)
-    for way, answer in ways.items():
-        said = answer(tile)
-        change = (said.softmax(1) - usual.softmax(1)).abs().max()
-        line = {
-            **facts,
-            "way": way,
-            "first_seconds": round(first[way], 2),
-            "cpu_seconds": round(statistics.median(cpu[way]), 4),
-            **_ratios("", cpu, way),
-            **_ratios("clock_", clock, way),
-            "labels_that_differ": float((said.argmax(1) != usual.argmax(1)).double().mean()),
-            "largest_change": float(change),
-            "rounds": options.rounds,
-            "torch": torch.__version__,
-        }
-        print(json.dumps(line), flush=True)
-
-
-def _ways(network: nn.Module, tile: Tensor) -> dict[str, Callable[[], Answer]]:
-    """Return what makes each way."""
-    return {
-        "float32": lambda: predictor(network, CPU),
-        "float32, no guard": lambda: _bare(network),
-        "float32, folded": lambda: predictor(fold_norms(network)[0], CPU),
-        "bf16-mixed": lambda: predictor(network, CPU, precision="bf16-mixed"),
-        "bfloat16": lambda: _bare(_cast(network), torch.bfloat16),
-        "bfloat16, folded": lambda: _bare(_cast(fold_norms(network)[0]), torch.bfloat16),
-        "compile": lambda: _compiled(network),
-        "compile, bf16-mixed": lambda: _compiled(network, precision="bf16-mixed"),
-        "compile, bfloat16": lambda: _bare(torch.compile(_cast(network)), torch.bfloat16),
-        "onnxruntime": lambda: _onnxruntime(network, tile),
-        "openvino": lambda: predictor(network, CPU, backend="openvino"),
-        "openvino, bf16-mixed": lambda: predictor(network, CPU, backend="openvino", precision="bf16-mixed"),
-    }
+        answers[way], first[way] = answer, time.monotonic() - began
+    cpu, clock = alternate_both({way: partial(answer, tile) for way, answer in answers.items()}, rounds=case.rounds)
+    with torch.no_grad():
+        flops = flops_of(lambda: network(tile.float()))
+    usual = answers[SHIPPED](tile)
+    for unit, seconds in (("s CPU", cpu), ("s", clock)):
+        limit = limit_of_flops(flops, by_the_clock=unit == "s")
+        for way, answer in answers.items():
+            said = answer(tile)
+            print_line(
+                "cpu_options",
+                f"{name}, {side_px} px",
+                way,
+                statistics.median(seconds[way]),
+                unit,
+                ratios=None if way == SHIPPED else [a / b for a, b in zip(seconds[way], seconds[SHIPPED], strict=True)],
+                peer=SHIPPED,
+                limit=None if "bf" in way else limit,
+                first_seconds=round(first[way], 2),
+                labels_that_differ=float((said.argmax(1) != usual.argmax(1)).double().mean()),
+                largest_change=float((said.softmax(1) - usual.softmax(1)).abs().max()),
+            )
 
 
 def _bare(network: Any, dtype: torch.dtype = torch.float32) -> Answer:
@@ -184,28 +212,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _alternate(
-    ways: dict[str, Answer], tile: Tensor, *, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return processor seconds and seconds by the clock of each way, one figure a round; the first is not counted."""
-    cpu: dict[str, list[float]] = {way: [] for way in ways}
-    clock: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way, answer in ways.items():
-            began, cpu_began = time.monotonic(), time.process_time()
-            answer(tile)
-            if turn:
-                cpu[way].append(time.process_time() - cpu_began)
-                clock[way].append(time.monotonic() - began)
-    return cpu, clock
-
-
-def _ratios(prefix: str, seconds: dict[str, list[float]], way: str) -> dict[str, object]:
-    ratios = [value / base for value, base in zip(seconds[way], seconds["float32"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {f"{prefix}ratio": round(middle, 3), f"{prefix}quartiles": [round(low, 3), round(high, 3)]}
-
-
 def _tile(side_px: int, bands: int) -> Tensor:
     """Return a drawn scene, its bands repeated as often as needed, ``(1, C, h, w)``, uint8."""
     scene = draw_scene("alder", side_px, side_px, seed=0)
@@ -232,11 +238,7 @@ def _settle(network: nn.Module, tile: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    _parser = option_parser(__doc__, Case(), choices={"networks": list(NETWORKS), "ways": list(WAYS)})
     _parser.add_argument("--checkpoints", nargs="+", default=[])
-    _parser.add_argument("--ways", nargs="+", default=[], help="some of the ways; all if not given")
-    _parser.add_argument("--tile-px", type=int, default=None)
-    _parser.add_argument("--threads", type=int, default=1)
-    _parser.add_argument("--rounds", type=int, default=7)
-    main(_parser.parse_args(sys.argv[1:]))
+    _case, _options = parse(_parser, Case, sys.argv[1:], quick=QUICK)
+    main(_case, _options.checkpoints)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from _alternate import alternate
+from _alternate import alternate_both
 from _limits import flops_of, limit_of_flops
 from _lines import print_line, print_ratios, quartiles
 from _memory import peak_bytes
@@ -110,10 +110,7 @@ def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
         "tiles": partial(whole, "tiles"),
         "rows": partial(whole, "rows"),
     }
-    cpu: dict[str, list[float]] = {way: [] for way in runs}
-    ways = {way: partial(_run, run, cpu[way]) for way, run in runs.items()}
-    seconds = alternate(ways, rounds=case.rounds, clock=time.monotonic)
-    cpu_seconds = {way: values[1:] for way, values in cpu.items()}  # the first round does not count here, either
+    cpu_seconds, seconds = alternate_both(runs, rounds=case.rounds)
     with torch.no_grad():
         flops = flops_of(lambda: [network(tile.float()) for tile in tiles])
     for unit, values in (("s", seconds), ("s CPU", cpu_seconds)):
@@ -131,13 +128,6 @@ def _throughput(case: Case, norm: str, source: Path, target: Path) -> None:
             read_px=plan.read_px,
             share=round(quartiles(shares)[1], 3),
         )
-
-
-def _run(way: Callable[[], None], cpu_seconds: list[float]) -> None:
-    """Run, and note the processor time."""
-    began = time.process_time()
-    way()
-    cpu_seconds.append(time.process_time() - began)
 
 
 def _facts(case: Case) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from _lines import print_skipped
 from _rasters import draw_slopes
 from inference import NORMS, Case, drawn_network
 from matplotlib.axes import Axes
@@ -191,7 +192,7 @@ def _lanes(axes: Axes, trace: Trace, limits: tuple[float, float], title: str) ->
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("picture", type=Path, nargs="?")
     parser.add_argument("--size-px", type=int, default=2048)
     parser.add_argument("--core-px", type=int, default=512)
     parser.add_argument("--depth", type=int, default=3)
@@ -204,4 +205,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     _options = vars(_parse(sys.argv[1:]))
     _picture, _norm = _options.pop("picture"), _options.pop("norm")
-    main(Case(**_options, rounds=1), _norm, _picture)
+    if _picture is None:
+        print_skipped("inference_trace", "", "give a picture to write")
+    else:
+        main(Case(**_options, rounds=1), _norm, _picture)

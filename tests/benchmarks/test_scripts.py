@@ -13,10 +13,12 @@ from _table import FOLDER, STUDIES, benchmarks, table
 
 SMALL: dict[str, list[str]] = {
     "peers": ["--only=time", "--size-px=96", "--core-px=32", "--halo-px=8", "--rounds=1", "--memory-px=96"],
+    "training_options": ["--rounds=1", "--batch-size=2", "--patch-px=32", "--ways", "channels_last", "fused"],
     "training_step": ["--rounds=1", "--side-px=32"],
 }
 """Words of a case that takes a second."""
 LONGER = {
+    "cpu_options": ["--quick", "--tile-px=64", "--rounds=1"],
     "inference": ["--size-px=96", "--core-px=96", "--depth=1", "--width=4", "--rounds=1"],
     "memory": ["--width-px=600", "--data-px=512", "--core-px=256", "--width=2", "--depth=1", "--heights-px=64"],
     "norm_layer": ["--quick", "--windows=31", "--norms=SN", "--rounds=1"],
