@@ -48,7 +48,7 @@ class Way:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = self.network.to(memory_format=self.format)
         self.optimizer: Optimizer = Adam(self.network.parameters(), lr=1e-3, fused=fused or None)
-        self.run: Callable[[Tensor], Tensor] = compiled(self.network, any_size=False) if compile else self.network
+        self.run: Callable[[Tensor], Tensor] = compiled(self.network) if compile else self.network
         self.loss: nn.Module = CrossEntropy()
 
     def step(self, image: Tensor, labels: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class SegmentationTask(LightningModule):
             two classes the second as the single logit of a binary network would. Maps and checkpoints are as ever.
         optimizer: Makes the optimizer, e.g. ``torch.optim.SGD`` with its ``momentum``.
         schedule: How the learning rate changes from step to step: `Steps`, `Poly` or `Cosine`, with their warm-up.
-        compile_network: Let torch compile the network for the steps of training, once for each size of patches, which
-            needs a C++ compiler on the CPU. Scores, checkpoints and maps are those of the network as it is.
+        compile_network: Let torch compile the network for the steps of training, which needs a C++ compiler on the CPU.
+            Scores, checkpoints and maps are those of the network as it is.
         eval_core_px: Side of the square that one network call labels when whole tiles are scored.
         init_from: Checkpoint or state dict to start the weights from; its norm and classes may differ. What fits by
             name and shape is taken, its scaling included, the rest starts anew.
@@ -168,8 +168,7 @@ class SegmentationTask(LightningModule):
     @functools.cached_property
     def _compiled(self) -> Callable[[Tensor], Tensor]:
         """The network compiled: a cached property, so that it is no module of the task and in no state dict."""
-        # A size is compiled for itself: for any size, the last batch of an epoch would slow all others down.
-        return compiled(self.network, any_size=False)
+        return compiled(self.network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the task without what is compiled: a copy, such as one of averaged weights, has its own network."""

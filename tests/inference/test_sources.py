@@ -327,9 +327,11 @@ def test_a_compiled_network_gives_the_same_labels_within_rounding_and_is_told(tm
 def test_a_network_that_cannot_be_compiled_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compiling(network: nn.Module, *, dynamic: bool | None) -> Callable[[Tensor], Tensor]:
+    def compiling(network: nn.Module) -> Callable[[Tensor], Tensor]:
         def run(tiles: Tensor) -> Tensor:
-            raise torch._dynamo.exc.TorchDynamoException("no compiler\n  was found")
+            raise torch._dynamo.exc.TorchDynamoException(
+                "no compiler\n  was found\n\nSet TORCHDYNAMO_VERBOSE=1 for more"
+            )
 
         return run
 

@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The network and the size of each call of something compiled; nothing is compiled."""
     seen: Calls = []
 
-    def compiling(network: nn.Module, *, dynamic: bool | None) -> Callable[[Tensor], Tensor]:
+    def compiling(network: nn.Module) -> Callable[[Tensor], Tensor]:
         def answer(image: Tensor) -> Tensor:
             seen.append((network, tuple(image.shape)))
             return network(image)
@@ -111,9 +111,11 @@ def test_what_is_compiled_is_no_part_of_state_or_copies(calls: Calls, monkeypatc
 def test_where_torch_cannot_compile_is_one_line(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def compiling(network: nn.Module, *, dynamic: bool | None) -> Callable[[Tensor], Tensor]:
+    def compiling(network: nn.Module) -> Callable[[Tensor], Tensor]:
         def answer(image: Tensor) -> Tensor:
-            raise torch._dynamo.exc.TorchDynamoException("no compiler\n  was found")
+            raise torch._dynamo.exc.TorchDynamoException(
+                "no compiler\n  was found\n\nSet TORCHDYNAMO_VERBOSE=1 for more"
+            )
 
         return answer
 
