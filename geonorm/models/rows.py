@@ -94,7 +94,7 @@ class RowStream:
         for operator in self._operators:
             heights = {self._heights[source] for source in operator.sources}
             if len(heights) > 1:
-                raise NotByRowsError(f"the network does not take an image of {height} rows.")
+                raise NotByRowsError(f"the network does not take an image of {height} rows")
             self._heights.append(operator.height(*heights))
         self._made = [0] * len(self._heights)
         self._kept = [_Kept() for _ in self._heights]
@@ -125,7 +125,7 @@ class RowStream:
                 parts = [self._kept[source].rows(due.start, due.stop) for source in operator.sources]
                 made = operator.make(due.first, due.end, parts, due.start, self._heights[operator.sources[0]])
                 if made.shape[-2] != due.end - due.first:
-                    raise NotByRowsError(f"{operator.func.overloadpacket.__name__} gives other rows than it should.")
+                    raise NotByRowsError(f"{operator.func.overloadpacket.__name__} gives other rows than it should")
                 del parts
                 self._made[index] = due.end
                 if index == last:

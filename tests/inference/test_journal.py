@@ -383,3 +383,19 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path:
 
 def finished(folder: Path) -> int:
     return len(list(folder.glob(".*/strip-*[0-9]")))
+
+
+def test_shards_that_choose_otherwise_at_the_same_moment_are_told(tmp_path: Path) -> None:
+    target = tmp_path / "labels.tif"
+    other = {**FACTS, "plan": {"core_px": 32}}
+    with Journal(target, FACTS, rows=ROWS, shard=Shard(0, 2)) as first:
+        with (
+            pytest.raises(
+                InvalidConfigError, match=r"another shard .* its plan.core_px is 16, here it is 32\. Give all"
+            ),
+            Journal(target, other, rows=ROWS, shard=Shard(1, 2)),
+        ):
+            pass
+        plan = first.strips.read_plan()
+        assert plan is not None
+        assert plan["facts"] == FACTS
