@@ -158,13 +158,12 @@ def _band(
         first, end = block[0].core_start, block[-1].core_stop
         stream, done = open_stream(read.px), read.start + margin_px
         waiting = deque(band)
-        for patch, view in supply.views(_patches(read, cols, step_px, plan)):
+        for patch, view in supply.views(_patches(read, cols, step_px, plan), narrow=True):
             [rows] = patch.row.reads
             logits = _pushed(stream, view.tiles(rows, [cols]))
-            if block is blocks[0]:
-                for row, part in _shared(band, rows.start, rows.stop):
-                    window = Window(row.core_start + part.start, 0, part.stop - part.start, plan.width)
-                    valid[row][part] = counted(view, window, counts)
+            for row, part in _shared(band, rows.start, rows.stop):
+                window = Window(row.core_start + part.start, first, part.stop - part.start, end - first)
+                valid[row][part, first:end] = counted(view, window, counts)
             if logits is None:
                 continue
             made = Stretch(done, logits.shape[-2])

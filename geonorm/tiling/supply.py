@@ -21,6 +21,9 @@ from geonorm.tiling.plan import Plan, Span, Stretch
 Read = Callable[[Window], Pixels]
 """Returns the pixels of a window that lies inside the raster."""
 
+_Part = tuple[int, int, int]
+"""Number of a chunk, counted from the top, and its first and last but one column."""
+
 TALLEST_BLOCK_PX = 4096
 """Blocks that are higher are cut."""
 AS_THEY_ARE = (np.uint8, np.int8, np.int16, np.int32)
@@ -161,7 +164,7 @@ class Supply:
         for read in reads:
             self._free.put(read)
         self._pool = ThreadPoolExecutor(len(reads), thread_name_prefix="read")
-        self._coming: dict[int, Future[Chunk]] = {}
+        self._coming: dict[_Part, Future[Chunk]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -171,25 +174,31 @@ class Supply:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def views(self, patches: Iterable[Patch]) -> Iterator[tuple[Patch, View]]:
-        """Yield every patch with the pixels around it, while those of the next are read."""
+    def views(self, patches: Iterable[Patch], *, narrow: bool = False) -> Iterator[tuple[Patch, View]]:
+        """Yield every patch with the pixels around it, while those of the next are read.
+
+        Args:
+            patches: In the order in which they are needed.
+            narrow: Read their columns only; else the raster's whole width.
+        """
         coming = iter(patches)
         patch = next(coming, None)
         while patch is not None:
             following = next(coming, None)
-            needed = self._chunks_of(patch)
-            wanted = {*needed, *(self._chunks_of(following) if following is not None else ())}
+            needed = self._parts_of(patch, narrow=narrow)
+            wanted = {*needed, *(self._parts_of(following, narrow=narrow) if following is not None else ())}
             self._coming = {
-                number: self._coming.get(number) or self._pool.submit(self._read, number) for number in sorted(wanted)
+                part: self._coming.get(part) or self._pool.submit(self._read, part) for part in sorted(wanted)
             }
-            chunks = [self._coming[number].result() for number in needed]
+            chunks = [self._coming[part].result() for part in needed]
             yield patch, View(chunks, self._plan, self._fill, self._dtype)
             del chunks
             patch = following
 
-    def _read(self, number: int) -> Chunk:
+    def _read(self, part: _Part) -> Chunk:
+        number, col, col_end = part
         first = number * self._chunk_rows
-        window = Window(first, 0, min(self._chunk_rows, self._plan.height - first), self._plan.width)
+        window = Window(first, col, min(self._chunk_rows, self._plan.height - first), col_end - col)
         if not self.holds_data(window):
             return Chunk(window, None, all_valid=False)
         read = self._free.get()
@@ -198,9 +207,11 @@ class Supply:
         finally:
             self._free.put(read)
 
-    def _chunks_of(self, patch: Patch) -> range:
+    def _parts_of(self, patch: Patch, *, narrow: bool) -> list[_Part]:
         window = patch.reads(self._plan)
-        return range(window.row // self._chunk_rows, -(-window.row_end // self._chunk_rows))
+        cols = (window.col, window.col_end) if narrow else (0, self._plan.width)
+        numbers = range(window.row // self._chunk_rows, -(-window.row_end // self._chunk_rows))
+        return [(number, *cols) for number in numbers]
 
 
 def chunk_of(window: Window, pixels: Pixels) -> Chunk:

@@ -202,6 +202,18 @@ def test_strips_that_are_taken_up_again_begin_a_halo_above(tmp_path: Path) -> No
     assert torch.equal(together(strips), whole("5 px", image, plan)[:, 200:])
 
 
+def test_blocks_of_columns_read_their_own_columns() -> None:
+    geometry = made("BN")[1]
+    image, seen = noise(3, 60, 400), list[Window]()
+    plan = plan_of(geometry, 60, 400, core_px=40)
+
+    strips = streamed("BN", image, plan, step_px=16, block_px=80, on_read=seen.append)
+
+    assert torch.equal(together(strips), whole("BN", image, plan))
+    assert max(window.width for window in seen) <= 80 + 2 * plan.axes[1].aligned_halo_px
+    assert len({window.col for window in seen}) == 5
+
+
 def test_a_gap_wider_than_two_halos_is_not_computed() -> None:
     geometry = made("5 px")[1]
     plan = plan_of(geometry, 400, 40, core_px=20)
