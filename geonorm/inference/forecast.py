@@ -94,6 +94,7 @@ def forecast(
     batch_size: int = 1,
     kept_bytes_per_px: int = 1,
     skip: Collection[int] = (),
+    more_compute: float = 0.0,
     probe: bool = True,
     progress: bool = False,
 ) -> Forecast:
@@ -106,6 +107,7 @@ def forecast(
         batch_size: Tiles per call of the network.
         kept_bytes_per_px: Bytes of a strip's pixel: 1 for labels.
         skip: First rows of strips that are done.
+        more_compute: What goes through the network before, in times of what is labelled.
         probe: Label some tiles to see how long they take.
         progress: Show a progress bar meanwhile.
 
@@ -153,7 +155,7 @@ def forecast(
         # In the journal, and in the map with its overviews.
         disk_bytes=plan.height * plan.width * kept_bytes_per_px * 7 // 3,
         tiles=tiles,
-        seconds=_seconds(job, tiles, batch_size, progress=progress) if probe else None,
+        seconds=(1 + more_compute) * _seconds(job, tiles, batch_size, progress=progress) if probe else None,
         unit="tiles" if job.rows is None else "rows",
     )
 

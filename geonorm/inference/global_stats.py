@@ -56,11 +56,16 @@ class GlobalStats:
     at_once: bool
     """Whether the raster is passed whole."""
 
+    @property
+    def cost(self) -> float:
+        """How often all of the network's compute goes into it."""
+        return 1.0 if self.at_once else sum(self.shares)
+
     def in_words(self) -> str:
         """Return what it takes as text for a user."""
         if self.at_once:
             return f"stats    of the whole raster, for {len(self.names)} norms, from one pass over all of it at once"
-        passes = f"{len(self.names)} passes before it, {sum(self.shares):.1f} times the compute in all"
+        passes = f"{len(self.names)} passes before it, {self.cost:.1f} times the compute in all"
         return f"stats    of the whole raster, gathered in {passes}"
 
     def gather(

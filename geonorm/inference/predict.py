@@ -156,6 +156,7 @@ def _label(
             batch_size=options.batch_size,
             kept_bytes_per_px=work.layers.bytes_per_px,
             skip=rows - {*work.plan.rows},
+            more_compute=0.0 if work.stats is None else work.stats.cost,
             progress=options.progress,
         )
         on_plan(f"{work.in_words()}\n{needs.in_words()}")

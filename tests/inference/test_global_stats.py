@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.inference import global_stats, predict_raster
+from geonorm.inference import forecast, global_stats, predict_raster
 from geonorm.inference.global_stats import Moments
 from geonorm.inference.job import as_trained, prepare
 from geonorm.inference.journal import StripFolder
@@ -121,6 +122,20 @@ def test_a_dry_run_gathers_nothing(source: Path, tmp_path: Path, monkeypatch: py
     predict_raster(unet(GroupNorm), source, tmp_path / "m.tif", global_stats=True, dry_run=True, on_plan=told.append)
 
     assert "from one pass over all of it at once" in told[0]
+
+
+def test_the_time_that_is_foretold_is_that_of_all_passes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_rows(monkeypatch)
+    monkeypatch.setattr(forecast, "_seconds", lambda *_, **__: 100.0)
+    told: list[str] = []
+
+    predict_raster(unet(GroupNorm), source, tmp_path / "m.tif", global_stats=True, dry_run=True, on_plan=told.append)
+
+    [cost] = re.findall(r"passes before it, ([0-9.]+) times the compute", told[0])
+    [seconds] = re.findall(r"time     about (\d+) (?:s|min)", told[0])
+    assert 60 * int(seconds) == pytest.approx(100 * (1 + float(cost)), abs=35)
 
 
 def test_a_run_that_ended_early_goes_on_with_the_statistics_it_had(
