@@ -80,7 +80,8 @@ class RowNetwork:
         for operator in self.operators:
             strides.append(strides[operator.sources[0]] * operator.taps.step[1])
             cells = ceil(width / strides[-1])  # a few fewer where convolutions do not pad
-            row_bytes.append(operator.result.shape[1] * cells * operator.result.element_size())
+            channels = operator.result[..., 0, 0].numel()
+            row_bytes.append(channels * cells * operator.result.element_size())
         yield from self.stream(height).sizes(step, row_bytes)
 
 
@@ -225,9 +226,9 @@ class _Kept:
         for piece in self._pieces:
             stop = first + piece.shape[-2]
             if first < end and stop > start:
-                parts.append(piece[:, :, max(start, first) - first : min(end, stop) - first])
+                parts.append(piece[..., max(start, first) - first : min(end, stop) - first, :])
             first = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
     def forget(self, first: int) -> None:
         """Forget the rows before one."""
@@ -235,7 +236,7 @@ class _Kept:
             self._first += self._pieces.popleft().shape[-2]
         if self._pieces and first > self._first:
             piece = self._pieces[0]
-            left = piece[:, :, first - self._first :]
+            left = piece[..., first - self._first :, :]
             # A few rows of many are copied, so that the others' memory is free.
             if 2 * left.numel() < piece.untyped_storage().nbytes() // piece.element_size():
                 left = left.clone()
@@ -332,7 +333,7 @@ class Windowed(Operator):
     def make(self, first: int, end: int, parts: Sequence[Tensor], start: int, source: int) -> Tensor:
         """See `Operator.make`."""
         before = int(start / self.taps.step[0])
-        return self._called(parts)[:, :, first - before : end - before]
+        return self._called(parts)[..., first - before : end - before, :]
 
 
 class Upsampled(Windowed):
@@ -507,7 +508,7 @@ class _Recorder(TorchDispatchMode):
         except SeesEverythingError:
             return None
         kind = _class_of(func, call, taps)
-        if kind is None or output.dim() != 4:
+        if kind is None or output.dim() < 4:  # of stacked maps more
             return None
         return kind(
             func=_out_of_place(func),
