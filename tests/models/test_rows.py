@@ -45,12 +45,12 @@ NETWORKS: dict[str, Callable[[], UNet]] = {
     "blur, valid": partial(unet, local(window_px=5), depth=2, downsample="maxblur", padding="valid"),
 }
 SMP: dict[str, tuple[str, str, NormFactory]] = {
-    "unet": ("unet", "tu-resnet10t", BatchNorm),
     "unet, LCN": ("unet", "tu-resnet10t", local(window_px=3)),
-    "unet of a mobilenet": ("unet", "tu-mobilenetv2_035", BatchNorm),
-    "unetplusplus": ("unetplusplus", "resnet18", BatchNorm),
-    "fpn": ("fpn", "tu-resnet10t", BatchNorm),
-    "linknet": ("linknet", "tu-resnet10t", BatchNorm),
+    **{
+        f"{arch}, {encoder}": (arch, encoder, BatchNorm)
+        for arch in ("unet", "unetplusplus", "linknet", "fpn")
+        for encoder in ("tu-resnet10t", "tu-mobilenetv2_035", "resnet18")
+    },
 }
 """Architecture, encoder and norm."""
 
