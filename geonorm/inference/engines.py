@@ -111,7 +111,6 @@ def choose_rows(
     wish: Wish,
     device: str,
     share: Callable[[], float] = lambda: 1.0,
-    memory_bytes: int | None = None,
 ) -> tuple[Rows | None, str]:
     """Return how a raster is to go through in rows, None where tiles are taken; and why.
 
@@ -122,7 +121,6 @@ def choose_rows(
         wish: What the user asks for.
         device: Where it is computed.
         share: Tells what share of the raster holds data: tiles without any are passed over, rows are not.
-        memory_bytes: Free memory of the device; what there is where None.
 
     Raises:
         InvalidConfigError: ``engine="rows"`` where that cannot be.
@@ -146,7 +144,7 @@ def choose_rows(
         if wish.engine == "rows":
             raise InvalidConfigError(f"engine=rows cannot be: {obstacle}. Take engine=tiles or auto.")
         return None, f"tiles, since {obstacle}"
-    memory_bytes = available_memory(device) if memory_bytes is None else memory_bytes
+    memory_bytes = available_memory(device)
     found = _fitting(predictor, geometry, exact, most_bytes=round(ROWS_SHARE * memory_bytes), device=device)
     if found is None:
         why = f"the rows it keeps do not fit into a third of the {memory_bytes / 1e9:.1f} GB of free memory"
@@ -196,6 +194,11 @@ def known_rows(
     )
 
 
+def whole_strides(px: int, stride_px: int) -> int:
+    """Return at most so many pixels, in whole strides of a network, but at least one."""
+    return max(stride_px, px // stride_px * stride_px)
+
+
 def _compared(rows: float, tiles: float) -> str:
     return f"{rows:.2f} times the compute, exact tiles {tiles:.2f} times"
 
@@ -210,9 +213,8 @@ def _fitting(
     predictor: RowPredictor, geometry: TileGeometry, plan: Plan, *, most_bytes: int, device: str
 ) -> tuple[RowPlan, tuple[int, int]] | None:
     """Return the widest and highest steps whose rows fit into some memory, and what they take."""
-    stride = geometry.stride_px
     usual = STEP_PX if torch.device(device).type == "cpu" else GPU_STEP_PX
-    steps = dict.fromkeys(max(stride, px // stride * stride) for px in (usual, usual // 2, usual // 4))
+    steps = dict.fromkeys(whole_strides(px, geometry.stride_px) for px in (usual, usual // 2, usual // 4))
     for parts in range(1, MOST_BLOCKS + 1):
         block_px = None if parts == 1 else -(-plan.width // parts // plan.core_px) * plan.core_px
         for step in steps:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.inference.activations import activations, stream_bytes
-from geonorm.inference.engines import STEP_PX
+from geonorm.inference.engines import STEP_PX, whole_strides
 from geonorm.models.geometry import seen_maps, trial
 from geonorm.models.predictor import Precision, predictor
 from geonorm.models.rescale import rescale_of
@@ -86,8 +86,7 @@ class GlobalStats:
             self.fix(found)
             return found
         found = {}
-        stride_px = plan.network.stride_px
-        step_px = max(stride_px, STEP_PX // stride_px * stride_px)
+        step_px = whole_strides(STEP_PX, plan.network.stride_px)
         image = trial_image(self.network, self.model.geometry)
         rows = plan.axes[0].wholes[0].px
         with tqdm(total=rows * len(self.names), unit="row", desc="statistics", disable=not progress) as bar:

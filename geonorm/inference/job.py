@@ -258,14 +258,7 @@ def prepare(
         progress: Show a progress bar while a halo is measured.
     """
     geometry = model.geometry
-    plan = Plan(
-        height=reader.grid.height,
-        width=reader.grid.width,
-        core_px=core_px,
-        network=network_of(geometry),
-        first_index=reader.grid.first_index,
-        grid_offset_px=grid_offset_px,
-    )
+    plan = plan_without_halo(reader, geometry, core_px=core_px, grid_offset_px=grid_offset_px)
     fill = rescale_of(model.network).mean.detach().cpu()
     views = Views.parse(tta)
     phased = replace(plan, phases=views.phases_of(geometry.stride_px))
@@ -309,6 +302,20 @@ def prepare(
         precision=precision,
         rows=rows,
         engine=engine,
+    )
+
+
+def plan_without_halo(
+    reader: RasterSource, geometry: TileGeometry, *, core_px: int, grid_offset_px: tuple[int, int] = (0, 0)
+) -> Plan:
+    """Return the grid of a raster for a network; its halo is still to be chosen."""
+    return Plan(
+        height=reader.grid.height,
+        width=reader.grid.width,
+        core_px=core_px,
+        network=network_of(geometry),
+        first_index=reader.grid.first_index,
+        grid_offset_px=grid_offset_px,
     )
 
 

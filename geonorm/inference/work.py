@@ -21,7 +21,7 @@ from geonorm.inference.facts import config_hash, machine_facts, setting_facts, s
 from geonorm.inference.forecast import USUAL_CORE_PX, choose_core_px
 from geonorm.inference.global_stats import GlobalStats, Statistics, plan_global_stats
 from geonorm.inference.halo import HaloChoice
-from geonorm.inference.job import Job, prepare
+from geonorm.inference.job import Job, plan_without_halo, prepare
 from geonorm.inference.journal import StripFolder
 from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
@@ -35,7 +35,6 @@ from geonorm.raster.resample import Resampled
 from geonorm.raster.window import Window
 from geonorm.raster.write import check_target
 from geonorm.tasks.checkpoint import TrainedModel
-from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan
 
 Path = str | os.PathLike[str]
@@ -166,7 +165,12 @@ def prepare_work(
     if options.global_stats:
         stats = plan_global_stats(
             model,
-            _grid_plan(model, reader, options),
+            plan_without_halo(
+                reader,
+                model.geometry,
+                core_px=model.geometry.stride_px,
+                grid_offset_px=options.grid_offset_px,
+            ),
             bands=len(reader.bands),
             dtype=torch.float32,
             device=device,
@@ -245,18 +249,6 @@ def prepare_work(
     )
 
 
-def _grid_plan(model: TrainedModel, reader: RasterSource, options: Options) -> Plan:
-    """Return the grid of a raster, with cores of one stride."""
-    return Plan(
-        height=reader.grid.height,
-        width=reader.grid.width,
-        core_px=model.geometry.stride_px,
-        network=network_of(model.geometry),
-        first_index=reader.grid.first_index,
-        grid_offset_px=options.grid_offset_px,
-    )
-
-
 def _rows_of(
     model: TrainedModel,
     reader: RasterSource,
@@ -273,7 +265,7 @@ def _rows_of(
             return None, why
         rows = known_rows(earlier, model.network, model.geometry, precision=options.precision, device=device)
         return rows, why
-    plan = replace(_grid_plan(model, reader, options), core_px=core_px)
+    plan = plan_without_halo(reader, model.geometry, core_px=core_px, grid_offset_px=options.grid_offset_px)
     wish = Wish(
         engine=options.engine,
         halo=options.halo,

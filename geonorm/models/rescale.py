@@ -59,6 +59,13 @@ class Rescale(nn.Module):
         return (image - self.mean[:, None, None]) / self.deviation[:, None, None]
 
 
+def raw_noise(rescale: Rescale, *shape: int) -> Tensor:
+    """Return raw values about the mean, ``(N, C, H, W)``, on the CPU: always the same."""
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    mean, deviation = (values.detach().cpu()[:, None, None] for values in (rescale.mean, rescale.deviation))
+    return mean + deviation * noise
+
+
 def rescale_of(network: nn.Module) -> Rescale:
     """Return the module that scales a network's input.
 

@@ -12,7 +12,7 @@ from geonorm.errors import name_some, one_line
 from geonorm.models.bitwise import BitwiseConvolutions
 from geonorm.models.geometry import TileGeometry
 from geonorm.models.predictor import Precision, as_input, evaluating, plain_float32, predictor, rounding_of
-from geonorm.models.rescale import rescale_of
+from geonorm.models.rescale import raw_noise, rescale_of
 from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
 
 TRIAL_STRIDES = (6, 4)
@@ -105,6 +105,4 @@ def trial_image(network: nn.Module, geometry: TileGeometry, strides: tuple[int, 
     """Return raw values of an image of so many strides that the network takes."""
     rescale = rescale_of(network)
     sides = [geometry.read_px(geometry.stride_px * num + 2 * geometry.margin_px) for num in strides]
-    noise = torch.randn(1, len(rescale.mean), *sides, generator=torch.Generator().manual_seed(0))
-    mean, deviation = (values.detach().cpu()[:, None, None] for values in (rescale.mean, rescale.deviation))
-    return noise * deviation + mean
+    return raw_noise(rescale, 1, len(rescale.mean), *sides)

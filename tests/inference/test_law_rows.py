@@ -261,10 +261,16 @@ def test_strips_that_are_known_to_be_empty_or_outside_the_area_do_not_go_through
         fill=mean_of(network),
         holds_data=lambda window: window.row >= 100,
     ) as supply:
-        blank = partial(lambda height: torch.zeros(2, height, 120))
         found = [
             *predict_rows(
-                supply, Watched, plan, RowPlan(8), blank=blank, finish=keep, counts=counts, on_rows=done.append
+                supply,
+                Watched,
+                plan,
+                RowPlan(8),
+                blank=lambda height: torch.zeros(2, height, 120),
+                finish=keep,
+                counts=counts,
+                on_rows=done.append,
             )
         ]
 
