@@ -14,16 +14,12 @@ operations this machine computes in float32; ways that compute in fewer bits hav
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
-import io
-import logging
 import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,11 +30,11 @@ from _limits import flops_of, limit_of_flops
 from _lines import print_line, print_skipped
 from _options import option_parser, parse
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from geonorm.data.drawn import draw_scene
 from geonorm.errors import InvalidConfigError, one_line
 from geonorm.models import UNet, build_smp, fold_norms
+from geonorm.models.onnx_program import as_onnx
 from geonorm.models.predictor import predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.norms import BatchNorm, LocalContextNorm
@@ -178,38 +174,13 @@ def _compiled(network: nn.Module, **how: Any) -> Answer:
 
 def _onnxruntime(network: nn.Module, tile: Tensor) -> Answer:
     runtime = importlib.import_module("onnxruntime")
-    importlib.import_module("onnxscript")  # torch writes ONNX with it
-    _check_operators(network, tile)
-    with _quiet():
-        program = torch.onnx.export(network, (tile.float(),), dynamo=True, verbose=False)
-    assert program is not None
+    program = as_onnx(network, tuple(tile.shape[1:]), any_size=False)
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would take time from the others
-    session = runtime.InferenceSession(
-        program.model_proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
+    session = runtime.InferenceSession(program.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     [entry] = session.get_inputs()
     return lambda tile: torch.from_numpy(session.run(None, {entry.name: tile.float().numpy()})[0])
-
-
-def _check_operators(network: nn.Module, tile: Tensor) -> None:
-    """Raise for a network with operators of geonorm's own, which ONNX has no word for."""
-    with _quiet():
-        program = torch.export.export(network, (tile.float(),))
-    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule)]
-    own = sorted({str(node.target) for graph in graphs for node in graph.nodes if "geonorm." in str(node.target)})
-    if own:
-        raise NotImplementedError(f"it does not know {', '.join(own)}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep exporters from talking, and gradients off."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _tile(side_px: int, bands: int) -> Tensor:

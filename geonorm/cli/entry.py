@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from geonorm import __version__
-from geonorm.cli import check_data, compare, demo, info, localize, merge, predict, ratios, shift
+from geonorm.cli import check_data, compare, demo, export, info, localize, merge, predict, ratios, shift
 from geonorm.errors import GeonormError, GeonormWarning, InvalidConfigError
 
 TRAINING = {
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "compare": ("train with several norms and seeds, and score them in one table", compare),
     "localize": ("give a trained network local statistics, so that its tiles agree", localize),
     "ratios": ("show what Switchable Norm chose, layer by layer and over training", ratios),
+    "export": ("write a network as ONNX or for torch.export", export),
     "info": ("say what a checkpoint holds and what its tiles cost", info),
     "check_data": ("say what is wrong with a data set, before anything is trained on it", check_data),
     "demo": ("the whole story on drawn data, in minutes, on a CPU", demo),

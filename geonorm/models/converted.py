@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from geonorm.errors import GeonormError, InvalidConfigError, one_line
+from geonorm.models.exported import exported, quiet
 from geonorm.models.rescale import raw_noise, rescale_of
 from geonorm.norms.compiled import plain_torch
 
@@ -60,7 +58,7 @@ def require_openvino() -> Any:
 def _converted(openvino: Any, network: nn.Module, shape: torch.Size, *, half: bool) -> Any:
     """Return what OpenVINO makes of a network, ready to run with as many threads as torch has."""
     try:
-        with _quiet():
+        with quiet():
             model = _model(_exported(network, shape))
         core = openvino.Core()
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -79,13 +77,9 @@ def _converted(openvino: Any, network: nn.Module, shape: torch.Size, *, half: bo
 
 def _exported(network: nn.Module, shape: torch.Size) -> torch.export.ExportedProgram:
     """Return the network's operators, for any number and size of tiles."""
-    size = torch.export.Dim.AUTO
-    _, bands, height, width = shape
-    # Two tiles, because one would be taken for a number that never changes.
-    example = torch.zeros(2, bands, height, width)
     # With other norms than Local Context Norm, torch's own operators in place of geonorm's.
-    with torch.no_grad(), plain_torch():
-        return torch.export.export(network, (example,), dynamic_shapes=({0: size, 2: size, 3: size},))
+    with plain_torch():
+        return exported(network, tuple(shape[1:]), any_size=True)
 
 
 def _model(program: torch.export.ExportedProgram) -> Any:
@@ -114,16 +108,3 @@ def _reason(error: Exception) -> str:
     said = one_line(error, most=10_000).rpartition("-- ")[2][:200].rstrip(". ")
     own = " (Local Context Norm is an operator of geonorm's own)" if "geonorm.local_" in said else ""
     return said + own
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what torch's exporter and OpenVINO's converter say to those who work on them."""
-    last = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(last)

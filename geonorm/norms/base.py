@@ -52,7 +52,8 @@ class Norm(nn.Module, ABC):
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast is off for the device of ``x``, if that device knows it."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def check_input(x: Tensor, *, num_features: int, layer: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geonorm.errors import InvalidConfigError
-from geonorm.norms import compiled, gpu
+from geonorm.norms import compiled, gpu, portable
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.compiled import loops_for
 from geonorm.norms.group import check_group_size
@@ -90,6 +90,10 @@ class LocalContextNorm(Norm):
         """Normalize a checked input with autocast off."""
         if self.compat == "authors":
             return self._as_released(x)
+        if portable.plain_operators_wanted():
+            return portable.local_context_norm(
+                x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps
+            )
         learns = torch.is_grad_enabled() and any(v.requires_grad for v in (x, self.weight, self.bias))
         y, _, _ = local_context_norm(
             x, self.weight, self.bias, self.group_size, list(self.window), self.border, self.eps, learns
@@ -107,8 +111,9 @@ class LocalContextNorm(Norm):
             moved = [(0, 1) if size % 2 else (1, 0) for size in (cols, rows)]
             mean, var = (
                 pad(planes, (*moved[0], *moved[1]), mode="replicate")[:, :, None]
-                for planes in local_statistics(rest, self.group_size, [rows, cols], "nearest")
+                for planes in statistics_of(rest, self.group_size, [rows, cols], "nearest")
             )
+            mean, var = mean.to(groups.dtype), var.to(groups.dtype)
         y = ((groups - mean) * torch.rsqrt(var + self.eps)).flatten(1, 2)
         weight, bias = (values.to(y.dtype)[:, None, None] for values in (self.weight, self.bias))
         return (y * weight + bias).to(x.dtype).contiguous(memory_format=memory_format_of(x))
@@ -141,6 +146,13 @@ def window_in_cells(
     if rows < 1 or cols < 1:
         raise InvalidConfigError(f"window_cells must be at least 1, got {window_cells}.")
     return rows, cols
+
+
+def statistics_of(x: Tensor, group_size: int, window: list[int], border: str) -> tuple[Tensor, Tensor]:
+    """Return what `local_statistics` does, in operators of torch alone where these are wanted."""
+    if portable.plain_operators_wanted():
+        return portable.local_statistics(x, group_size, window, border)
+    return local_statistics(x, group_size, window, border)
 
 
 # One opaque operator: the geometry tracer and torch.compile see a window, not a hundred slices.

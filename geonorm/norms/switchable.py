@@ -13,7 +13,7 @@ from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.compiled import plane_loops_for
 from geonorm.norms.group import check_group_size
-from geonorm.norms.local_context import Border, local_statistics, window_in_cells
+from geonorm.norms.local_context import Border, statistics_of, window_in_cells
 from geonorm.norms.planes import plane_affine, with_moments
 from geonorm.norms.synchronized import batch_moments, move_running
 
@@ -204,7 +204,8 @@ class SwitchableNorm(Norm):
         if "BN" in used and not self.training:
             members["BN"] = _planes(self.running_mean.to(x.dtype), self.running_var.to(x.dtype))
         if "LCN" in used and self.window is not None:
-            mean, var = local_statistics(x, self.group_size, list(self.window), self.border)
+            statistics = statistics_of(x, self.group_size, list(self.window), self.border)
+            mean, var = (values.to(x.dtype) for values in statistics)
             members["LCN"] = _per_channel(mean, self.group_size), _per_channel(var, self.group_size)
         return x, members
 
