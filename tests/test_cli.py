@@ -547,3 +547,13 @@ def test_a_mistyped_command_gets_one_line(words: list[str], match: str, capsys: 
     assert out == ""
     assert err.count("\n") == 1
     assert match in err
+
+
+@pytest.mark.parametrize("target", ["map.png", "map", "map.gpkg"])
+def test_a_map_is_a_geotiff(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bn.ckpt").touch()
+    (tmp_path / "image.tif").touch()
+
+    assert main(["predict", str(tmp_path / "bn.ckpt"), str(tmp_path / "image.tif"), target]) == 2
+
+    assert "give a target that ends with .tif or .tiff" in capsys.readouterr().err

@@ -11,6 +11,8 @@ from typing import Any
 from geonorm.cli.options import add_tiling, as_device, as_halo
 from geonorm.errors import InvalidConfigError, RasterError
 
+SUFFIXES = (".tif", ".tiff")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -107,6 +109,12 @@ def run(options: argparse.Namespace) -> None:
     core_px, halo = _core_px(options.core_px), as_halo(options.halo)
     resolution_m = _resolution_m(options.resolution_m)
     _check_files([options.checkpoint, *options.source])
+    sources: list[str] = options.source
+    several = len(sources) > 1 or Path(sources[0]).is_dir() or sources[0].endswith(".txt")
+    if not several and not options.target.lower().endswith(SUFFIXES):
+        raise InvalidConfigError(
+            f"a map is a GeoTIFF: give a target that ends with {' or '.join(SUFFIXES)}, got {options.target!r}."
+        )
     from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 
@@ -141,9 +149,7 @@ def run(options: argparse.Namespace) -> None:
         "progress": shard.local_rank == 0,
     }
     say = _say if shard.local_rank == 0 else lambda text: None
-    sources: list[str] = options.source
     model = load_model(options.checkpoint, trust=options.trust)
-    several = len(sources) > 1 or Path(sources[0]).is_dir() or sources[0].endswith(".txt")
     if several:
         results = predict_rasters(model, sources, options.target, Options(**settings), on_plan=say)
     else:
