@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from geonorm.data.pairs import Pair
 from geonorm.data.patches import PatchLoader, PatchNumbers, RandomPatches, WholeShare, turned, unpacked
 from geonorm.data.spec import DatasetSpec
 from geonorm.data.statistics import Statistics, cached_statistics
-from geonorm.errors import InvalidConfigError
+from geonorm.errors import MOST_NAMES, GeonormWarning, InvalidConfigError, name_some
 from geonorm.raster.grid import Grid
 
 
@@ -177,8 +178,18 @@ class PatchDataModule(NonGeoDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the files of the test scenes; those of validation where there are none."""
-        return self._whole("test" if self.pairs.get("test") else "val")
+        """Return the files of the test scenes; those of validation where there are none, which is said."""
+        if self.pairs.get("test"):
+            return self._whole("test")
+        if self._place()[0] == 0:
+            names = name_some([pair.name for pair in self.pairs["val"]], MOST_NAMES)
+            warnings.warn(
+                f"there are no test images, so the test scores are those of the validation images: {names}. They say "
+                "less where these chose the checkpoint or the settings.",
+                GeonormWarning,
+                stacklevel=2,
+            )
+        return self._whole("val")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Turn the patches, put the training mean where they have no data, and change them as `augment` says."""

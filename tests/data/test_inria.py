@@ -19,7 +19,7 @@ from geonorm.data.inria import city_of, find_pairs
 from geonorm.data.pairs import Pair
 from geonorm.data.patches import turned
 from geonorm.data.spec import IGNORE_LABEL
-from geonorm.errors import DatasetError, InvalidConfigError
+from geonorm.errors import DatasetError, GeonormWarning, InvalidConfigError
 from geonorm.raster.read import open_raster
 from geonorm.tiling.engine import predict_whole
 from geonorm.tiling.plan import Plan
@@ -390,7 +390,17 @@ def test_validation_names_the_files_of_whole_tiles(tmp_path: Path) -> None:
 
     image, labels = (str(tmp_path / part / "austin1.tif") for part in ("images", "gt"))
     assert tile == {"pair": Pair(image=image, labels=labels, group="austin")}
-    assert [*data.test_dataloader()] == [tile]
+
+
+def test_test_scores_of_validation_images_are_announced_with_their_names(tmp_path: Path) -> None:
+    data = trained_on(np.ones((3, 40, 40), np.uint8), tmp_path)
+    data.setup("test")
+
+    with pytest.warns(GeonormWarning, match="no test images.* of the validation images: austin1") as warned:
+        [tile] = data.test_dataloader()
+
+    assert [tile] == [*data.val_dataloader()]
+    assert len(warned) == 1
 
 
 def test_image_and_labels_are_turned_alike_on_the_device(tmp_path: Path) -> None:
