@@ -9,12 +9,19 @@ from pathlib import Path
 from torchgeo.datasets import InriaAerialImageLabeling
 
 from geonorm.data.checking_findings import Findings
-from geonorm.data.pairs import Pair
+from geonorm.data.pairs import Pair, draw_names
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import INRIA, DatasetSpec
 from geonorm.errors import MOST_NAMES, name_some
 
 RASTER_SUFFIXES = {".tif", ".tiff"}
+FOLDER = "AerialImageDataset"
+"""As INRIA is distributed; drawn scenes and samples of it lie in a folder of this name, too."""
+TRAINING_CITIES = ("austin", "chicago", "kitsap", "tyrol-w", "vienna")
+OFFICIAL = 5
+"""The first tiles of each city, which the contest page proposes for validation."""
+OWN_SHARE = 0.2
+"""Share of other images that validate where none are named."""
 
 
 class InriaDataModule(PatchDataModule):
@@ -28,7 +35,8 @@ class InriaDataModule(PatchDataModule):
 
     Args:
         root: One folder or several.
-        val_names: Names (without suffix) of the images kept for validation; None: tiles 1 to 5 of each city.
+        val_names: Names (without suffix) of the images kept for validation; None: tiles 1 to 5 of each city of INRIA
+            (or in a folder ``AerialImageDataset``), of other images a fifth, which is announced.
         train_on_all: Train on these as well, as for the contest: their scores are then those of training.
         patch_px: Side of a training patch.
         batch_size: Patches per step.
@@ -68,10 +76,10 @@ class InriaDataModule(PatchDataModule):
         """Images and masks of the splits ``"train"`` and ``"val"``."""
         pairs = [pair for folder in self.root for pair in find_pairs(folder, findings)]
         check_names(pairs, findings)
-        is_val = _official_split if self.val_names is None else set(self.val_names).__contains__
+        chosen, reason = self._for_validation(pairs, findings)
         splits = {
-            "train": [pair for pair in pairs if self.train_on_all or not is_val(pair.name)],
-            "val": [pair for pair in pairs if is_val(pair.name)],
+            "train": [pair for pair in pairs if self.train_on_all or pair.name not in chosen],
+            "val": [pair for pair in pairs if pair.name in chosen],
         }
         names = name_some(sorted(pair.name for pair in pairs), MOST_NAMES)
         missing = set(self.val_names or ()) - {pair.name for pair in pairs}
@@ -86,10 +94,30 @@ class InriaDataModule(PatchDataModule):
                 findings.error(
                     "empty split",
                     _names(self.root),
-                    f"No image is left for {split} in {_names(self.root)}; there are {names}. "
+                    f"No image is left for {split} in {_names(self.root)}; there are {names}. {reason}"
                     "Name the images to validate on with --data.val_names.",
                 )
         return splits
+
+    def _for_validation(self, pairs: Sequence[Pair], findings: Findings) -> tuple[set[str], str]:
+        """Return the names of the images for validation, and the rule that chose them in words, if it was ours."""
+        if self.val_names is not None:
+            return set(self.val_names), ""
+        if all(_is_of_inria(pair) for pair in pairs):
+            rule = f"Without val_names, tiles 1 to {OFFICIAL} of each city are for validation. "
+            return {pair.name for pair in pairs if _official_split(pair.name)}, rule
+        names = {pair.name for pair in pairs}
+        # Not by the seed: trainings with several seeds are compared on the same images.
+        chosen = draw_names(names, max(1, round(OWN_SHARE * len(names))), seed=0)
+        if len(names) > 1:
+            some = ", ".join(sorted(chosen)) if len(chosen) <= MOST_NAMES else name_some(sorted(chosen))
+            findings.warning(
+                "validation by lot",
+                _names(self.root),
+                f"val_names is not given, so {len(chosen)} of the {len(names)} images in {_names(self.root)} are drawn "
+                f"for validation: {some}. Name them with --data.val_names to keep or change them.",
+            )
+        return chosen, ""
 
     @property
     def facts(self) -> DatasetSpec:
@@ -109,7 +137,7 @@ def find_pairs(root: Path, findings: Findings | None = None) -> list[Pair]:
     """
     findings = Findings(strict=True) if findings is None else findings
     folder = next(
-        (root / part for part in ("AerialImageDataset/train", "train", "") if (root / part / "images").is_dir()),
+        (root / part for part in (f"{FOLDER}/train", "train", "") if (root / part / "images").is_dir()),
         None,
     )
     if folder is None:
@@ -180,10 +208,17 @@ def city_of(stem: str) -> str:
     return match[1].rstrip("-_") if match else stem
 
 
+def _is_of_inria(pair: Pair) -> bool:
+    """Say whether an image lies as INRIA's are distributed, or has the name of one of its tiles."""
+    folder = Path(pair.image).absolute().parent
+    is_tile = re.fullmatch(rf"({'|'.join(TRAINING_CITIES)})\d+", pair.name) is not None
+    return is_tile or folder.parts[-3:] == (FOLDER, "train", "images")
+
+
 def _official_split(stem: str) -> bool:
     """Say whether a tile is among the first five of its city (the contest page's validation set)."""
     match = re.fullmatch(r"\D+(\d+)", stem)
-    return match is not None and int(match[1]) <= 5
+    return match is not None and int(match[1]) <= OFFICIAL
 
 
 def _rasters(folder: Path, findings: Findings) -> Sequence[Path]:

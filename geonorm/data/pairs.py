@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,11 @@ class Pair:
     def to(self, *args: Any, **options: Any) -> Self:
         """Return the pair as it is: Lightning moves what batches hold to the device, and would take it apart."""
         return self
+
+
+def draw_names(names: Iterable[str], count: int, *, seed: int) -> set[str]:
+    """Return so many names drawn at random, the same whatever their order."""
+    return {*np.random.default_rng(seed).permutation(sorted(names))[:count].tolist()}
 
 
 class OpenPair:

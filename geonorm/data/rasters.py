@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geonorm.data.checking_findings import Findings
 from geonorm.data.labels import VECTOR_SUFFIXES, LabelRules, is_vector
-from geonorm.data.pairs import Pair
+from geonorm.data.pairs import Pair, draw_names
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.data.spec import IGNORE_LABEL, DatasetSpec
 from geonorm.errors import MOST_NAMES, DatasetError, InvalidConfigError, name_some
@@ -271,8 +269,7 @@ class RastersDataModule(PatchDataModule):
         val = {*(self.val_names or ())}
         if self.val_share is not None:
             some = max(1, round(self.val_share * len(pairs)))
-            order = np.random.default_rng(self.seed).permutation(sorted(names - {*(self.test_names or ())}))
-            val = {*order[:some].tolist()}
+            val = draw_names(names - {*(self.test_names or ())}, some, seed=self.seed)
         kind = {**dict.fromkeys(val, "val"), **dict.fromkeys(self.test_names or (), "test")}
         return {pair.image: kind.get(pair.name, "train") for pair in pairs}
 

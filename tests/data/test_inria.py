@@ -129,6 +129,44 @@ def test_named_images_validate_and_all_others_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (["site2", "site7", "site8"], 1),
+        (["field1", "field2", "plot1", "plot2"], 1),  # INRIA's rule would leave none to train on
+        ([f"n{number}" for number in range(40)], 8),
+        (["austin1", "austin7", "my_own"], 1),
+    ],
+)
+def test_of_images_of_ones_own_a_fifth_validates_and_is_named(tmp_path: Path, names: list[str], count: int) -> None:
+    data = InriaDataModule(touch_pairs(tmp_path, *names))
+
+    val = {pair.name for pair in data.pairs["val"]}
+
+    assert len(val) == count
+    assert {pair.name for pair in data.pairs["train"]} == {*names} - val
+    assert split_names(tmp_path, seed=5)["val"] == sorted(val)
+    [told] = data._told
+    assert (told.severity, told.kind) == ("warning", "validation by lot")
+    assert told.text.startswith(f"val_names is not given, so {count} of the {len(names)} images")
+    assert "--data.val_names" in told.text
+    assert all(name in told.text for name in val)
+
+
+def test_named_images_and_inrias_own_are_not_drawn_and_nothing_is_said(tmp_path: Path) -> None:
+    own = InriaDataModule(touch_pairs(tmp_path / "own", "site1", "site2"), val_names=["site2"])
+    official = InriaDataModule(touch_pairs(tmp_path / "official", "austin1", "tyrol-w7"))
+    drawn = InriaDataModule(touch_pairs(tmp_path / "AerialImageDataset/train", "alder5", "alder6").parent)
+
+    for data, val in ((own, "site2"), (official, "austin1"), (drawn, "alder5")):
+        assert [pair.name for pair in data.pairs["val"]] == [val]
+        assert data._told == []
+
+
+def test_a_city_without_a_training_tile_is_told_with_the_rule(tmp_path: Path) -> None:
+    assert "tiles 1 to 5 of each city are for validation" in problem(touch_pairs(tmp_path, "austin1", "vienna2"))
+
+
+@pytest.mark.parametrize(
     ("stem", "city"),
     [
         *((f"{city}{number}", city) for city in CITIES for number in (1, 36)),
