@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from geonorm.errors import InvalidConfigError
 from geonorm.norms.base import Norm, memory_format_of, wide_dtype
 from geonorm.norms.synchronized import batch_moments, move_running, unbiased
 
@@ -29,7 +30,7 @@ class BatchNorm(Norm):
         momentum: Share of the newest batch in the running statistics.
 
     Raises:
-        ValueError: One value per channel in training (a batch of one sample, a map of one cell).
+        InvalidConfigError: One value per channel in training (a batch of one sample, a map of one cell).
     """
 
     running_mean: Tensor
@@ -51,6 +52,12 @@ class BatchNorm(Norm):
         mean, var = self.running_mean.to(wide), self.running_var.to(wide)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         if self.training:
+            if not self.synchronized and values.shape[0] * values.shape[2] * values.shape[3] == 1:
+                raise InvalidConfigError(
+                    f"BatchNorm({self.num_features}) cannot train on one value per channel, got a map of "
+                    f"{tuple(x.shape)}: it has no variance. Take a larger batch (--data.batch_size), larger "
+                    "patches, or another norm, such as geonorm.norms.GroupNorm."
+                )
             # torch's channels_last kernel on the CPU loses the variance of large means.
             values = values.contiguous()
             self.num_batches_tracked.add_(1)

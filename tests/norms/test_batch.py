@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from geonorm.errors import InvalidConfigError
 from geonorm.norms import BatchNorm
 from tests.norms.maps import random_map, with_random_state
 
@@ -33,8 +34,16 @@ def test_state_dicts_go_both_ways() -> None:
 
 
 def test_one_value_a_channel_has_no_variance_to_train_with() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        BatchNorm(6)(torch.rand(1, 6, 1, 1))
+    layer = BatchNorm(6)
+
+    with pytest.raises(InvalidConfigError, match=r"^BatchNorm\(6\) .*one value per channel.*batch_size") as error:
+        layer(torch.rand(1, 6, 1, 1))
+
+    assert "\n" not in str(error.value)
+    assert layer.num_batches_tracked == 0
+    for shape in ((2, 6, 1, 1), (1, 6, 1, 2), (1, 6, 2, 1)):
+        assert layer(torch.rand(*shape)).shape == shape
+    assert layer.eval()(torch.rand(1, 6, 1, 1)).shape == (1, 6, 1, 1)
 
 
 def test_evaluation_leaves_the_running_statistics_alone() -> None:
