@@ -269,7 +269,7 @@ def test_a_warning_of_ours_is_one_line(here: Path, capsys: pytest.CaptureFixture
 def test_ratios_writes_tables_and_pictures_and_says_the_averages(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("ratios", "sn.ckpt", "out") == 0
+    assert run("ratios", "out", "--runs", "sn.ckpt") == 0
 
     out = capsys.readouterr().out
     assert all(words in out for words in ("mean BN", "RF <49 px", "bottleneck", "out/ratios.csv"))
@@ -389,12 +389,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "start from text": (fit("--model.init_from=text.ckpt"), "text.ckpt"),
     "start from another network": (fit("--model.init_from=foreign.ckpt"), "of its 0 tensors none"),
     "localize what is trained with Batch Norm": (fit("--model.localize_px=9"), "no GroupNorm"),
-    "ratios of no checkpoint": (["ratios", "no.ckpt", "out"], "no.ckpt does not exist"),
-    "ratios of another norm": (["ratios", "bn.ckpt", "out"], "its norm is geonorm.norms.BatchNorm"),
-    "ratios of a foreign checkpoint": (["ratios", "foreign.ckpt", "out"], "foreign.ckpt"),
-    "ratios of a folder without log": (["ratios", "data", "out"], "data is no log folder"),
-    "ratios into a file": (["ratios", "sn.ckpt", "text.tif"], "The folder text.tif cannot be made"),
-    "ratios of unlike pools": (["ratios", "sn.ckpt", "out", "--compare", "sn_of_two.ckpt"], "do not correspond"),
+    "ratios of no checkpoint": (["ratios", "out", "--runs", "no.ckpt"], "no.ckpt does not exist"),
+    "ratios of another norm": (["ratios", "out", "--runs", "bn.ckpt"], "its norm is geonorm.norms.BatchNorm"),
+    "ratios of a foreign checkpoint": (["ratios", "out", "--runs", "foreign.ckpt"], "foreign.ckpt"),
+    "ratios of a folder without log": (["ratios", "out", "--runs", "data"], "data is no log folder"),
+    "ratios into a file": (["ratios", "text.tif", "--runs", "sn.ckpt"], "The folder text.tif cannot be made"),
+    "ratios of unlike pools": (["ratios", "out", "--runs", "sn.ckpt", "sn_of_two.ckpt"], "do not correspond"),
     "unknown norm": (fit("--config=bad_norm.yaml"), "Nonsense"),
     "unknown setting of a norm": (fit("--config=bad_norm_key.yaml"), "widow_px"),
     "unknown key": (fit("--config=bad_key.yaml"), "lerning_rate"),

@@ -10,10 +10,14 @@ from geonorm.cli.options import add_trust
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("source", help="checkpoint of geonorm fit, or its log folder (.../lightning_logs/version_0)")
     parser.add_argument("out_dir", type=Path, help="folder for tables and pictures")
     parser.add_argument(
-        "--compare", nargs="+", default=(), metavar="OTHER", help="runs of the same layers to hold against the first"
+        "--runs",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="checkpoints of geonorm fit, or its log folders (.../lightning_logs/version_0); further ones are held "
+        "against the first",
     )
     add_trust(parser)
 
@@ -22,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from geonorm.evaluation.ratio_report import switchable_ratios, table
 
-    report = switchable_ratios(options.source, options.out_dir, compare=options.compare, trust=options.trust)
+    first, *others = options.runs
+    report = switchable_ratios(first, options.out_dir, compare=others, trust=options.trust)
     print(table(report))
     print(f"Written: {options.out_dir}/ratios.csv, divergences.csv, summary.json and pictures")
