@@ -89,7 +89,7 @@ def check_pairs(
     looked = [
         one
         for header in _chosen(headers, thoroughness.most_files)
-        if (one := look_at(header, findings, windows=thoroughness.windows, advance=on_pixels)) is not None
+        if (one := look_at(header, findings, class_names, windows=thoroughness.windows, advance=on_pixels)) is not None
     ]
     _check_training(looked, headers, class_names, findings)
     _check_ranges(looked, findings)

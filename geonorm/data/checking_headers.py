@@ -44,6 +44,12 @@ class Header:
     ground: Any
     """Outline of the image in longitude and latitude, None where it is not known."""
 
+    @property
+    def unused_bands(self) -> list[int]:
+        """Bands of the image, counted from 1, that are not read and not tagged alpha."""
+        tags = enumerate(self.facts.interpretations, start=1)
+        return [band for band, tag in tags if tag != "alpha" and band not in self.pair.bands]
+
 
 def check_header(
     pair: Pair, split: str, findings: Findings, *, patch_px: int, polygons: dict[tuple[str, LabelRules], bool]
@@ -241,6 +247,7 @@ def _shift_px(grid: Grid, own: Grid) -> float | None:
 def check_together(headers: Sequence[Header], findings: Findings) -> None:
     """Say where files do not fit to each other: bands, ground size, splits that share files or ground."""
     _check_bands(headers, findings)
+    _check_unused_bands(headers, findings)
     _check_resolution(headers, findings)
     _check_same_files(headers, findings)
     _check_ground(headers, findings)
@@ -260,6 +267,24 @@ def _check_bands(headers: Sequence[Header], findings: Findings) -> None:
                 f"{header.pair.image} has {count} band(s), most images have {usual}; bands "
                 f"{list(header.pair.bands)} are read of all. Make sure that they mean the same.",
             )
+
+
+def _check_unused_bands(headers: Sequence[Header], findings: Findings) -> None:
+    """Say which bands all images have and training does not take, where nobody chose the bands."""
+    if not headers or any(header.pair.bands_chosen for header in headers):
+        return
+    unused = sorted(set.intersection(*({*header.unused_bands} for header in headers)))
+    if not unused:
+        return
+    first, taken = headers[0].pair, list(headers[0].pair.bands)
+    others = f" and {len(headers) - 1} more" if len(headers) > 1 else ""
+    what, it = ("band", "it") if len(unused) == 1 else ("bands", "them")
+    findings.warning(
+        "bands not used",
+        [header.pair.image for header in headers],
+        f"{what} {', '.join(map(str, unused))} of {first.image}{others} {'is' if it == 'it' else 'are'} not used. "
+        f"--data.bands '{sorted(taken + unused)}' takes {it} (RastersDataModule), '{taken}' says that it is meant so.",
+    )
 
 
 def _check_resolution(headers: Sequence[Header], findings: Findings) -> None:

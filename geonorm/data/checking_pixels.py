@@ -80,13 +80,19 @@ class Looked:
 
 
 def look_at(
-    header: Header, findings: Findings, *, windows: int | None, advance: Callable[[int], object] = lambda pixels: None
+    header: Header,
+    findings: Findings,
+    class_names: Sequence[str],
+    *,
+    windows: int | None,
+    advance: Callable[[int], object] = lambda pixels: None,
 ) -> Looked | None:
     """Return what a pair holds; None where it cannot be read, which is then among the findings.
 
     Args:
         header: The pair.
         findings: Take what is wrong.
+        class_names: Names of the labels from 0.
         windows: Windows to look at, spread over the image; None: every pixel.
         advance: Told the number of pixels of each window.
     """
@@ -108,7 +114,7 @@ def look_at(
         findings.error("cannot be read", file, naming(file, error))
         return None
     looked.digest = digest.hexdigest()
-    _check_labels(looked, findings)
+    _check_labels(looked, findings, class_names)
     _check_image(looked, findings)
     return looked
 
@@ -175,7 +181,7 @@ def _take(looked: Looked, pixels: Pixels, labels: NDArray[np.uint8], unknown: di
                     looked.best[label] = int(times[label]), window
 
 
-def _check_labels(looked: Looked, findings: Findings) -> None:
+def _check_labels(looked: Looked, findings: Findings, class_names: Sequence[str]) -> None:
     pair, facts = looked.pair, looked.header.label_facts
     if looked.unknown:
         text = pair.rules.unknown_in_words(dict(sorted(looked.unknown.items())), name=pair.labels)
@@ -196,8 +202,8 @@ def _check_labels(looked: Looked, findings: Findings) -> None:
         findings.warning(
             "one class",
             pair.labels,
-            f"{pair.labels} gives every pixel that counts the class {present[0]}. Right where there is nothing to see; "
-            "else check the values and the place of the labels.",
+            f"{pair.labels} gives every pixel that counts the class {class_names[present[0]]}. Right where there is "
+            "nothing else to see; if not, check the values and the place of the labels.",
         )
 
 

@@ -29,6 +29,8 @@ class Pair:
     """What scores are summed over beside the whole: the city."""
     bands: tuple[int, ...] = (1, 2, 3)
     """Bands of the image, counted from 1, in the order the model takes them."""
+    bands_chosen: bool = False
+    """Whether these bands were named, so that others are left out on purpose."""
     rules: LabelRules = BUILDINGS
     """What the values of the labels mean."""
     nodata: float | None = None

@@ -57,7 +57,7 @@ class RastersDataModule(PatchDataModule):
         attribute: Of files of polygons, whose values ``classes`` names; where None, all polygons are of class 1.
         layer: Of files of polygons with several.
         background: Name of the class under no polygon; ``"ignored"`` leaves these pixels out; None: the first class.
-        bands: Bands of the images, counted from 1, in the order the model is to take them.
+        bands: Bands of the images, counted from 1, in the order the model is to take them; the first three where None.
         band_names: Their names.
         nodata: Value of the images without data, beside what they declare.
         nodata_rule: A pixel has no data where ``"all"`` or ``"any"`` of its bands have none.
@@ -125,7 +125,7 @@ class RastersDataModule(PatchDataModule):
                 raise InvalidConfigError(
                     f"{setting}: no class is named {name_some(unknown)}; there are {', '.join(names)}."
                 )
-        self.bands = tuple(bands or (1, 2, 3))
+        self.bands, self._bands_chosen = tuple(bands or (1, 2, 3)), bool(bands)
         if band_names is not None and len(band_names) != len(self.bands):
             raise InvalidConfigError(f"{len(self.bands)} bands need as many band_names, got {len(band_names)}.")
         self.rules = LabelRules(
@@ -247,6 +247,7 @@ class RastersDataModule(PatchDataModule):
             labels=labels,
             group=group,
             bands=self.bands,
+            bands_chosen=self._bands_chosen,
             rules=self.rules,
             nodata=self.nodata,
             nodata_rule=self.nodata_rule,

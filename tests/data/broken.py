@@ -313,6 +313,15 @@ BROKEN = [
         "warning",
     ),
     Broken(
+        "bands that are not used",
+        all_images(np.concatenate([FLOAT, FLOAT])),
+        "bands not used",
+        "images/austin6.tif",
+        "warning",
+        layout="rasters",
+        said="--data.bands '[1, 2, 3, 4, 5, 6]'",
+    ),
+    Broken(
         "another type and range",
         new_image(image_of(1).astype(np.uint16) * 200),
         "range of values",
@@ -343,7 +352,10 @@ BROKEN = [
         "gt/austin6.tif",
         "warning",
     ),
-    Broken("an empty mask", new_mask(np.zeros_like(mask_of(1))), "one class", "gt/austin6.tif", "warning"),
+    Broken("an empty mask", new_mask(np.zeros_like(mask_of(1))), "one class", "gt/austin6.tif", "warning",
+           said="the class not building."),
+    Broken("a full mask", new_mask(np.full_like(mask_of(1), 255)), "one class", "gt/austin6.tif", "warning",
+           layout="rasters", said="the class house."),
     Broken("empty masks alone", all_masks(np.zeros_like(mask_of(1))), "one class", "gt/austin6.tif", said="alone"),
     Broken(
         "all ignored",

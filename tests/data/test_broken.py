@@ -19,6 +19,7 @@ from geonorm.evaluation.data_report import check_data, screen, summary
 from tests.data.broken import (
     BROKEN,
     HEIGHT,
+    NAMES,
     WIDTH,
     Broken,
     both,
@@ -105,6 +106,34 @@ def test_nothing_is_found_in_a_sound_data_set(
     assert caplog.records == []
     assert names_in(tmp_path / "out") == ["check.json", "check.md", "train.png", "val.png"]
     assert "Nothing is wrong" in screen(report)
+
+
+@pytest.mark.parametrize("bands", [[1, 2, 3], [4, 1], [1, 2, 3, 4]])
+def test_bands_that_were_left_out_on_purpose_are_not_told(tmp_path: Path, bands: list[int]) -> None:
+    draw_folder(tmp_path)
+    for number, name in enumerate(NAMES):
+        values = np.concatenate([image_of(number), image_of(9 + number)[:1]]).astype(np.uint16)
+        write(tmp_path / f"images/{name}.tif", values, place(number))
+
+    report = check_data(rasters(tmp_path, bands=bands), tmp_path / "out", pictures=0)
+    unchosen = check_data(rasters(tmp_path), tmp_path / "out", pictures=0)
+
+    assert report.checked.findings.found == []
+    [told] = unchosen.checked.findings.found
+    assert told.text.startswith(f"band 4 of {tmp_path}/images/austin6.tif and 3 more is not used.")
+    assert "--data.bands '[1, 2, 3, 4]'" in told.text
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_an_opacity_is_not_told_as_a_band_that_is_not_used(tmp_path: Path, tagged: bool) -> None:
+    draw_folder(tmp_path)
+    for number, name in enumerate(NAMES):
+        values = np.concatenate([image_of(number), np.full((1, HEIGHT, WIDTH), 255, np.uint8)])
+        write(tmp_path / f"images/{name}.tif", values, place(number), alpha="yes" if tagged else "no")
+
+    report = check_data(inria(tmp_path), tmp_path / "out", pictures=0)
+
+    assert [finding.kind for finding in report.checked.findings.found] == ([] if tagged else ["bands not used"])
 
 
 def test_images_that_are_to_be_in_two_splits_are_not_found_twice(tmp_path: Path) -> None:
