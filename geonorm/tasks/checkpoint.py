@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,6 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> TrainedM
     """
     content = load_checkpoint(Path(path))
     facts = content[KEY]
-    if facts.get("format", 0) > FORMAT:
-        raise CheckpointError(
-            f"{path} was written by geonorm {facts['version']}, newer than this {__version__}. Upgrade geonorm."
-        )
     try:
         spec = DatasetSpec.from_plain(facts["spec"])
         norm = None if facts["norm"] == KEPT_NORM else factory_of(facts["norm"], trust=trust)
@@ -173,7 +169,42 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a checkpoint, but not one of geonorm (it has no entry {KEY!r}). Give a .ckpt of geonorm fit."
         )
+    problem = _problem_of(content)
+    if problem is not None:
+        raise CheckpointError(f"{path} is damaged: {problem}. Give a .ckpt as geonorm fit wrote it.")
+    facts = content[KEY]
+    if facts["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} was written by geonorm {facts['version']}, newer than this {__version__}. Upgrade geonorm."
+        )
     return content
+
+
+def _problem_of(content: Mapping[str, Any]) -> str | None:
+    """Return what is not as `describe` and the Trainer write it, None where all of it is."""
+    facts = content[KEY]
+    for name, kind, word in (("format", int, "a whole number"), ("version", str, "a text")):
+        if not isinstance(facts.get(name), kind):
+            return f"its {name} is {_short(facts, name)}, not {word}"
+    for name in ("network", "norm"):
+        made = facts.get(name)
+        if not (
+            isinstance(made, dict)
+            and isinstance(made.get("class_path"), str)
+            and isinstance(made.get("init_args"), dict)
+            and all(isinstance(argument, str) for argument in made["init_args"])
+        ):
+            return f"its {name} is {_short(facts, name)}, not a class_path with init_args"
+    if not isinstance(facts.get("spec"), dict):
+        return f"its spec is {_short(facts, 'spec')}, not the facts of a data set"
+    weights = content["state_dict"]
+    if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
+        return f"its state_dict is a {type(weights).__name__}, not tensors by name"
+    return None
+
+
+def _short(facts: Mapping[str, Any], name: str) -> str:
+    return one_line(ValueError(repr(facts[name])), 60) if name in facts else "missing"
 
 
 def load_plain(path: Path) -> dict[str, Any]:
@@ -225,7 +256,10 @@ def factory_of(description: Description, *, trust: bool = False) -> Callable[...
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint names {class_path}, which this installation does not have.") from error
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
-        raise CheckpointError(f"The checkpoint names {class_path}, which is not a torch.nn.Module.")
+        raise CheckpointError(
+            f"The checkpoint names {class_path}, which is not a torch.nn.Module: nothing is made of it, with or "
+            "without --trust."
+        )
     return functools.partial(target, **description["init_args"])
 
 

@@ -216,6 +216,7 @@ def test_what_is_no_network_of_a_known_package_is_refused(class_path: str, reaso
 
     assert class_path in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert ("--trust" in str(caught.value)) == ("Module" in reason)
 
 
 def test_trust_takes_any_network_but_nothing_else() -> None:
@@ -421,6 +422,60 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(tmp_path: Path, value: Any
 )
 def test_facts_that_this_version_does_not_understand_are_one_line(tmp_path: Path, facts: dict[str, Any]) -> None:
     refused(saved(tmp_path / "other.ckpt", content(**facts)))
+
+
+NO_VERSION = content()
+del NO_VERSION["geonorm"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (NO_VERSION, "its version is missing"),
+        (content(format="1"), "its format is '1'"),
+        (content(format=None), "its format is None"),
+        ({**content(), "state_dict": [1, 2]}, "its state_dict is a list"),
+        ({**content(), "state_dict": {3: torch.zeros(2)}}, "its state_dict is a dict"),
+        (content(network="UNet"), "its network is 'UNet'"),
+        (content(norm={"class_path": 7, "init_args": {}}), "its norm is {'class_path': 7"),
+        (content(network={"class_path": "geonorm.models.UNet"}), "its network is"),
+        (content(spec=[1]), r"its spec is [1]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_with_a_part_that_cannot_be_is_one_line_that_names_it(
+    tmp_path: Path, value: Any, reason: str
+) -> None:
+    line = refused(saved(tmp_path / "odd.ckpt", value))
+
+    assert line.startswith(f"{tmp_path / 'odd.ckpt'} is damaged: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"resolution_m": "x"}, "resolution_m must be a number of metres above 0, got 'x'"),
+        ({"resolution_m": 0}, "resolution_m must be a number of metres above 0, got 0"),
+        ({"scored_classes": [7]}, "scored_classes must be labels from 0 to 1, got [7]"),
+        ({"class_colors": [[0, 0, 0], [300, 0, 0]]}, "got (300, 0, 0)"),
+        ({"class_colors": 3}, "class_colors must be a tuple, got 3"),
+        ({"class_names": [1, 2]}, "class_names must be a tuple of names"),
+        ({"bands": "red"}, "bands must be a tuple of names"),
+        ({"band_means": ["a", "b", "c"]}, "band_means must be finite numbers"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_facts_that_cannot_be_is_one_line_that_names_them(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    assert reason in refused(saved(tmp_path / "odd.ckpt", content(spec={**SPEC.as_plain(), **changes})))
+
+
+def test_a_checkpoint_that_lacks_a_fact_is_one_line_that_names_it(tmp_path: Path) -> None:
+    plain = SPEC.as_plain()
+    del plain["class_names"]
+
+    assert "lacks class_names" in refused(saved(tmp_path / "odd.ckpt", content(spec=plain)))
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
