@@ -15,7 +15,7 @@ import geonorm.data.inria
 import geonorm.data.rasters  # noqa: F401 - so that the parser knows the classes by their bare names
 from geonorm.data.patch_module import PatchDataModule
 from geonorm.errors import InvalidConfigError, geonorm_error_in
-from geonorm.tasks.training_cli import shorten
+from geonorm.tasks.parser_words import in_words, shorten
 
 COMMANDS = ("fit", "validate", "test")
 OTHERS = (
@@ -40,7 +40,7 @@ def data_module_of(words: Sequence[str]) -> PatchDataModule:
         settings = parser.parse_args(list(_about_data(list(words))))
         module = parser.instantiate(settings).data
     except ArgumentError as error:
-        raise InvalidConfigError(shorten(str(error))) from error
+        raise InvalidConfigError(in_words(str(error))) from error
     except ValueError as error:
         ours = geonorm_error_in(error)
         if ours is None:

@@ -24,6 +24,7 @@ from geonorm.errors import CheckpointError, InvalidConfigError, geonorm_error_in
 from geonorm.tasks import BatchAverage, PictureLogger, RatioLogger, SegmentationTask
 from geonorm.tasks.averaging import check_averaging
 from geonorm.tasks.checkpoint import load_checkpoint
+from geonorm.tasks.parser_words import in_words
 
 DEFAULT_ROOT = "runs"
 
@@ -50,7 +51,7 @@ def run_training(arguments: list[str]) -> None:
             | {"exit_on_error": False, "prog": "geonorm"},
         )
     except ArgumentError as error:
-        raise InvalidConfigError(shorten(str(error))) from error
+        raise InvalidConfigError(in_words(str(error), arguments)) from error
     except SystemExit as error:
         # Lightning ends the process itself when it is interrupted.
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -167,9 +168,3 @@ def _missing_package_in(error: ValueError) -> InvalidConfigError | None:
         return None
     package = "geonorm[wandb]" if missing[2] == "wandb" else missing[2]
     return InvalidConfigError(f"{missing[1]} needs {missing[2]}, which is not installed: pip install '{package}'.")
-
-
-def shorten(message: str, most: int = 400) -> str:
-    """Return the first part of a parser's message, as one line."""
-    line = " ".join(message.split())
-    return line if len(line) <= most else f"{line[:most]} ..."

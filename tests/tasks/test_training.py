@@ -246,6 +246,17 @@ def test_the_ratios_of_switchable_norm_are_logged_across_a_resumed_run(scenes: P
 # Scoring
 
 
+def test_the_command_that_validate_names_scores_the_checkpoint(
+    two_epochs: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["validate", "--ckpt_path", f"{two_epochs.folder}/checkpoints/last.ckpt"]) == 2
+    command = capsys.readouterr().err.strip().rpartition("geonorm ")[2].split()
+
+    assert run([*command, f"--trainer.default_root_dir={tmp_path}"]) == 0
+
+    assert newest(tmp_path).logged("val/iou") == two_epochs.logged("val/iou")[-1:]
+
+
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
 def test_a_checkpoint_scores_as_it_did_in_training(
     two_epochs: Run, scenes: Path, tmp_path: Path, command: str, stage: str
