@@ -25,6 +25,7 @@ from geonorm.tasks import BatchAverage, PictureLogger, RatioLogger, Segmentation
 from geonorm.tasks.averaging import check_averaging
 from geonorm.tasks.checkpoint import load_checkpoint
 from geonorm.tasks.parser_words import in_words
+from geonorm.tasks.training_words import made_by, without_advertisements
 
 DEFAULT_ROOT = "runs"
 
@@ -37,19 +38,23 @@ def run_training(arguments: list[str]) -> None:
     """
     # Lightning 2.6 uses a function that torch 2.14 deprecates, at every step; nothing a user can do.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    if arguments[0] != "fit":
+        # Scores go to a version folder of their own, where no checkpoint is kept.
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     try:
-        TrainingCLI(
-            SegmentationTask,
-            LightningDataModule,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            # Without a logger there is no numbered folder, and config.yaml lies where the last run left it.
-            save_config_kwargs={"overwrite": True},
-            # LightningCLI warns of arguments that the command line has too.
-            args=None if arguments == sys.argv[1:] else arguments,
-            parser_kwargs={command: {"exit_on_error": False} for command in TrainingCLI.subcommands()}
-            | {"exit_on_error": False, "prog": "geonorm"},
-        )
+        with without_advertisements():
+            TrainingCLI(
+                SegmentationTask,
+                LightningDataModule,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                # Without a logger there is no numbered folder, and config.yaml lies where the last run left it.
+                save_config_kwargs={"overwrite": True},
+                # LightningCLI warns of arguments that the command line has too.
+                args=None if arguments == sys.argv[1:] else arguments,
+                parser_kwargs={command: {"exit_on_error": False} for command in TrainingCLI.subcommands()}
+                | {"exit_on_error": False, "prog": "geonorm"},
+            )
     except ArgumentError as error:
         raise InvalidConfigError(in_words(str(error), arguments)) from error
     except SystemExit as error:
@@ -109,6 +114,12 @@ class TrainingCLI(LightningCLI):
         augment: Augmentations = self._get(self.config_init, "augment")
         if augment.transforms:
             self._add(augment)
+
+    def after_fit(self) -> None:
+        """Say what the training made, and how to use it."""
+        if self.trainer.is_global_zero:
+            for line in made_by(self.trainer):
+                print(line)
 
     def _add(self, augment: Augmentations) -> None:
         """Let the data module change training samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from geonorm.data.patches import RandomPatches, Sample
 from geonorm.norms import SwitchableNorm
 from geonorm.tasks.checkpoint import load_model, save_model
 from geonorm.tasks.ratio_log import read_ratio_log
+from geonorm.tasks.training_words import without_advertisements
 from tests.tasks.trainings import (
     PATCHES_PER_EPOCH,
     QUIET,
@@ -84,6 +86,48 @@ def test_a_checkpoint_knows_network_norm_and_data(two_epochs: Run, scenes: Path,
     }
     assert model.norm_path["class_path"] == "geonorm.norms.BatchNorm"
     assert model.network(torch.zeros(1, 3, 4, 6)).shape == (1, 2, 4, 6)
+
+
+def test_a_training_ends_with_what_it_made_and_the_command_that_uses_it(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    done = fit(scenes, Path("runs"), "--trainer.max_epochs=1")
+
+    captured = capfd.readouterr()
+    folder = "runs/lightning_logs/version_0"
+    assert captured.out.splitlines()[-2:] == [
+        f"Written: {folder} with best.ckpt (val/iou {done.logged('val/iou')[0]:.4f}), last.ckpt",
+        f"Next: geonorm predict {folder}/checkpoints/best.ckpt image.tif labels.tif",
+    ]
+    assert load_model(captured.out.splitlines()[-1].split()[3]).step == STEPS_PER_EPOCH
+    for unwanted in ("litlogger", "litmodels", "Total Flops"):
+        assert unwanted not in captured.out + captured.err
+
+
+@pytest.mark.filterwarnings("error:The dirpath has changed")
+def test_scoring_says_nothing_of_folders_that_changed(two_epochs: Run, scenes: Path, tmp_path: Path) -> None:
+    assert (
+        run(["validate", *arguments(scenes, tmp_path, f"--ckpt_path={two_epochs.folder}/checkpoints/last.ckpt")]) == 0
+    )
+
+
+def test_what_lightning_logs_of_other_products_is_left_out_and_its_summary_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    summary = logging.getLogger("lightning.pytorch.callbacks.model_summary")
+
+    with caplog.at_level(logging.INFO), without_advertisements():
+        tips.info("Tip: try installing [litlogger](https://example.org/litlogger)")
+        tips.info("GPU available: False")
+        summary.info("\n1.5 K     Trainable params\n0         Total Flops")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "GPU available: False",
+        "\n1.5 K     Trainable params",
+    ]
 
 
 def test_runs_without_logs_and_checkpoints_leave_their_settings_alone(scenes: Path, tmp_path: Path) -> None:
