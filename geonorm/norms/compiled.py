@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import mmap
 import os
 import sys
@@ -16,7 +17,7 @@ from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ VALUES_PER_THREAD = 2**16
 """Values below which another thread costs more than it brings."""
 
 MOST_THREADS = 256
+
+logger = logging.getLogger("geonorm.norms")
 
 _enabled = ContextVar("_enabled", default=os.environ.get("GEONORM_COMPILED", "1") != "0")
 
@@ -94,8 +97,20 @@ def _import_and_compile(name: str) -> ModuleType:
 
 def _probed(name: str) -> ModuleType:
     loops = importlib.import_module(name)
+    if not _is_kept(getattr(loops, FIRST[name])) and os.environ.get("LOCAL_RANK", "0") == "0":
+        logger.warning(
+            "geonorm: compiling the loops of Local Context Norm and Switchable Norm for this machine: once, up to a "
+            "minute"
+        )
     PROBES[name](loops)
     return loops
+
+
+def _is_kept(loop: Any) -> bool:
+    """Return whether numba has kept a compiled loop, as far as the names of its files tell."""
+    folder = loop.stats.cache_path
+    names = os.listdir(folder) if folder and os.path.isdir(folder) else []
+    return any(name.startswith(f"{loop.__module__.rpartition('.')[2]}.{loop.__name__}-") for name in names)
 
 
 def _normalize_one_cell(loops: ModuleType) -> None:
@@ -109,6 +124,8 @@ def _take_moments_of_one_cell(loops: ModuleType) -> None:
 
 
 LOOPS, PLANE_LOOPS = "geonorm.norms.loops", "geonorm.norms.plane_loops"
+FIRST = {LOOPS: "forward", PLANE_LOOPS: "moments"}
+"""The loop of each module that a probe compiles."""
 PROBES: dict[str, Callable[[ModuleType], None]] = {LOOPS: _normalize_one_cell, PLANE_LOOPS: _take_moments_of_one_cell}
 
 

@@ -461,3 +461,34 @@ def test_statistics_of_a_plane_are_exact_at_a_large_mean() -> None:
     exact_var, exact_mean = torch.var_mean(x.double(), dim=(2, 3), correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-7, atol=0)
     torch.testing.assert_close(var.double(), exact_var, rtol=1e-6, atol=0)
+
+
+# The first use
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_process_says_that_it_compiles_where_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept: bool, rank: str
+) -> None:
+    loops = importlib.import_module(compiled.LOOPS)
+    stats = loops.forward.stats._replace(cache_path=str(tmp_path / "cache"))
+    monkeypatch.setattr(type(loops.forward), "stats", stats)
+    monkeypatch.setitem(compiled.PROBES, compiled.LOOPS, lambda loops: None)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    if kept:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "loops.forward-38.py311.nbi").touch()
+
+    compiled._probed(compiled.LOOPS)
+
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (not kept and rank == "0")
+    assert all("geonorm: compiling the loops of Local Context Norm" in line and "\n" not in line for line in told)
+
+
+def test_what_numba_keeps_is_recognised(tmp_path: Path) -> None:
+    loops = importlib.import_module(compiled.LOOPS)
+    compiled._normalize_one_cell(loops)  # kept beside the package, or where numba was told to
+
+    assert compiled._is_kept(loops.forward)
