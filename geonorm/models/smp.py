@@ -77,6 +77,10 @@ class SmpNetwork(nn.Module):
         with _UnalignedCorners():
             return self.network(x)
 
+    def extra_repr(self) -> str:
+        """Return the settings that ``print(model)`` shows."""
+        return f"align_corners={self.align_corners}"
+
 
 def build_smp(
     arch: str,

@@ -116,6 +116,10 @@ class UNet(nn.Module):
             x = block(torch.cat([centre(skip, like=x), x], dim=1))
         return self.head(x)
 
+    def extra_repr(self) -> str:
+        """Return the settings that ``print(model)`` shows."""
+        return f"depth={self.depth}, padding={self.padding!r}, downsample={self.downsample!r}"
+
     def _check_size(self, image: Tensor) -> None:
         multiple = 2**self.depth
         least = 2 * self.margin_px + (4 if self.padding == "valid" else multiple)

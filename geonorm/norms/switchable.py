@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ Normalizer = Literal["IN", "LN", "BN", "GN", "LCN"]
 Selection = Literal["soft", "hard", "sparse"]
 Statistics = tuple[Tensor, Tensor]
 """Mean and variance, of a shape that broadcasts to ``(N, C, H, W)``."""
+_WARNED: WeakSet[nn.Module] = WeakSet()
+"""Layers that have warned; kept apart, since a layer's attributes are its settings."""
 
 
 class SwitchableNorm(Norm):
@@ -115,7 +118,6 @@ class SwitchableNorm(Norm):
         if "BN" in self.pool:
             self.register_buffer("running_mean", torch.zeros(num_features))
             self.register_buffer("running_var", torch.ones(num_features))
-        self._warned = False
         self.select(selection)
 
     @property
@@ -227,8 +229,10 @@ class SwitchableNorm(Norm):
                 "SwitchableNorm with compat='authors' has no variance on a map of one cell, as the released layer has "
                 "none. Leave compat out there."
             )
-        if not self._warned and self.training and "IN" in self.pool and not torch.compiler.is_compiling():
-            self._warned = True
+        if torch.compiler.is_compiling() or self in _WARNED:
+            return
+        if self.training and "IN" in self.pool:
+            _WARNED.add(self)
             warnings.warn(
                 f"SwitchableNorm({self.num_features}) normalizes a map of one cell, where IN has no variance and LN "
                 "only that over the channels. After global pooling another norm or none does better.",
@@ -249,7 +253,9 @@ class SwitchableNorm(Norm):
         parts = [str(self.num_features), f"pool={'+'.join(self.pool)}", f"selection={self.selection!r}"]
         parts += ["tied"] if self.tied else []
         parts += [f"channel_groups={self.channel_groups}"] if self.channel_groups > 1 else []
-        parts += [f"window={self.window[0]}x{self.window[1]} cells"] if self.window else []
+        parts += [f"group_size={self.group_size}"] if {"GN", "LCN"} & set(self.pool) else []
+        parts += [f"window={self.window[0]}x{self.window[1]} cells, border={self.border!r}"] if self.window else []
+        parts += [f"compat={self.compat!r}"] if self.compat else []
         return ", ".join([*parts, f"eps={self.eps}", f"momentum={self.momentum}"])
 
 
