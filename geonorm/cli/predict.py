@@ -115,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidConfigError(
             f"a map is a GeoTIFF: give a target that ends with {' or '.join(SUFFIXES)}, got {options.target!r}."
         )
+    _check_apart(options.checkpoint, options.target)
     from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 
@@ -202,6 +203,11 @@ def _check_files(names: Sequence[str]) -> None:
     for name in names:
         if "://" not in name and not name.startswith("/vsi") and not Path(name).exists() and "!" not in name:
             raise RasterError(f"there is no file {name}. Check the name and the folder.")
+
+
+def _check_apart(checkpoint: str, target: str) -> None:
+    if Path(target).exists() and Path(target).samefile(checkpoint):
+        raise RasterError(f"{target} is the checkpoint, it cannot be the target too. Choose another name.")
 
 
 def _say(text: str) -> None:

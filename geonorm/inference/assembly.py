@@ -17,6 +17,7 @@ from geonorm.errors import InvalidConfigError, RasterError
 from geonorm.files import folder_beside
 from geonorm.inference.journal import StripFolder
 from geonorm.inference.outputs import CONFIDENCE, NODATA_LABEL
+from geonorm.inference.targets import files_of_map
 from geonorm.raster.grid import Grid
 from geonorm.raster.layer import Layer
 from geonorm.raster.polygons import LabelRows, write_polygons
@@ -132,9 +133,12 @@ class Assembly:
 
     def targets(self, folder: Path, piece: Piece) -> dict[str, Path]:
         """Return the files of a piece by the names of their layers."""
-        first, *others = self.outputs
-        target = folder / piece.name
-        return {first: target, **{name: target.with_suffix(f".{name}.tif") for name in others}}
+        return files_of_map(folder / piece.name, self.outputs)
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return all files, that of the polygons included."""
+        files = [file for piece in self.pieces for file in (folder / piece.name, *self.further_files(folder, piece))]
+        return [*dict.fromkeys(files)]
 
     def further_files(self, folder: Path, piece: Piece) -> list[Path]:
         """Return the files of a piece beside the one of its name, that of the polygons included."""
@@ -241,9 +245,7 @@ def merge(target: str | os.PathLike[str], *, overwrite: bool = False, progress: 
             raise RasterError(f"another process is putting {os.fspath(target)} together just now. Wait for it.")
         assemble(plan, strips, overwrite=overwrite, progress=progress)
         strips.discard()
-    folder = strips.target.parent
-    files = [file for piece in plan.pieces for file in (folder / piece.name, *plan.further_files(folder, piece))]
-    return list(dict.fromkeys(files))
+    return plan.files(strips.target.parent)
 
 
 def _checked_labels(plan: Assembly, strips: StripFolder) -> Iterator[tuple[int, NDArray[np.uint8]]]:

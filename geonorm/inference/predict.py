@@ -22,11 +22,12 @@ from geonorm.inference.journal import Journal, StripFolder
 from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
+from geonorm.inference.targets import check_files
 from geonorm.inference.work import Prediction as Prediction
 from geonorm.inference.work import prepare_work
 from geonorm.raster.area import AreaMissesError
 from geonorm.raster.mosaic import Mosaic, group_neighbours
-from geonorm.raster.read import RasterSource, open_raster
+from geonorm.raster.read import RasterSource, files_of, open_raster
 from geonorm.raster.sources import find_sources, target_names
 from geonorm.raster.write import check_folder, check_target
 from geonorm.tasks.checkpoint import TrainedModel
@@ -69,6 +70,7 @@ def predict_raster(
     check_target(target, overwrite=options.overwrite or going_on, source=source)
     model = as_trained(model_or_checkpoint)
     with _open(model, source, options) as reader:
+        _check_files(model_or_checkpoint, [source], [target], options)
         return _label(model, reader, [source], [target], options, on_plan=on_plan)[0]
 
 
@@ -115,6 +117,7 @@ def predict_rasters(
     for name in names:
         with _open(model, name, options) as reader:
             readers.append(reader)
+    _check_files(model_or_checkpoint, names, targets, options)
     done: list[Prediction] = []
     for group in group_neighbours(readers):
         files, maps = [names[index] for index in group], [targets[index] for index in group]
@@ -136,6 +139,21 @@ def _open(model: TrainedModel, source: Path, options: Options) -> RasterSource:
             f"the model takes {len(model.spec.bands)} bands ({', '.join(model.spec.bands)}), got bands {list(bands)}."
         )
     return open_raster(source, bands=bands, nodata_rule=options.nodata_rule, nodata=options.nodata)
+
+
+def _check_files(
+    model_or_checkpoint: nn.Module | TrainedModel | Path,
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    options: Options,
+) -> None:
+    """Raise in one line if a file to be made is another one, too, or one that is read."""
+    read = [file for source in sources for file in files_of(source)]
+    if options.area is not None:
+        read.append(options.area.name)
+    if not isinstance(model_or_checkpoint, nn.Module | TrainedModel):
+        read.append(os.fspath(model_or_checkpoint))
+    check_files([FilePath(target) for target in targets], options.outputs, options.vectors, read=read)
 
 
 def _label(
@@ -169,8 +187,13 @@ def _label(
                 stacklevel=3,
             )
         return work.results
+    contiguous = options.blend != "none" or options.engine != "tiles"
     if options.shard.count > 1 and work.is_made():
-        return work.results
+        # Before this launch or in it, nobody knows: what is to be made anew is, but by shards that make nothing.
+        anew = options.overwrite or options.restart
+        if not anew or not options.shard.of(work.plan.rows, contiguous=contiguous):
+            return work.results
+        work.plan.check_targets(work.folder, overwrite=options.overwrite)
     told = False
     if work.stats is not None and not work.statistics:
         on_plan(work.in_words())
@@ -189,7 +212,7 @@ def _label(
             "assembly": work.plan.as_plain(),
         },
         shard=options.shard,
-        contiguous=options.blend != "none" or options.engine != "tiles",
+        contiguous=contiguous,
         restart=options.restart,
     )
     with journal:

@@ -17,7 +17,7 @@ from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.inference.assembly import Assembly, Piece, PolygonPlan
 from geonorm.inference.engines import Rows, Wish, choose_rows, data_share, known_rows
-from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts
+from geonorm.inference.facts import config_hash, machine_facts, setting_facts, source_facts, source_hash
 from geonorm.inference.forecast import USUAL_CORE_PX, choose_core_px
 from geonorm.inference.global_stats import GlobalStats, Statistics, plan_global_stats
 from geonorm.inference.halo import HaloChoice
@@ -27,14 +27,14 @@ from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
 from geonorm.inference.scale import warn_of_values
+from geonorm.inference.targets import is_made
 from geonorm.inference.views import Views
 from geonorm.raster.area import AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import Mosaic
-from geonorm.raster.read import RasterSource, read_tags
+from geonorm.raster.read import RasterSource
 from geonorm.raster.resample import Resampled
 from geonorm.raster.window import Window
-from geonorm.raster.write import check_target
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tiling.plan import Plan
 
@@ -84,8 +84,8 @@ class Work:
     """Where the maps are to be."""
     facts: dict[str, Any]
     """What the strips follow from."""
-    config: str
-    """Letters that tell the settings."""
+    sources: Sequence[Path]
+    """The rasters."""
     core: tuple[int, str]
     """The core, and why it was chosen, if it was."""
     stats: GlobalStats | None = None
@@ -122,8 +122,8 @@ class Work:
         return replace(self, job=job.renewed(), statistics=statistics)
 
     def is_made(self) -> bool:
-        """Whether the map is there, of the same settings: other shards were quicker."""
-        return not self.strips.path.exists() and _is_made(self.strips.target, self.config)
+        """Whether the map is there, of the same source, network and settings: other shards were quicker."""
+        return is_made(self.strips, self.plan.files(self.folder), self.plan.tags, self.sources)
 
 
 def prepare_work(
@@ -151,13 +151,15 @@ def prepare_work(
         tags={},
         polygons=polygons,
     )
-    settings = setting_facts(model.network, reader, options)
-    config = config_hash(settings)
+    settings = setting_facts(model, reader, options)
+    letters = {
+        "geonorm_config": config_hash(settings)[:16],
+        "geonorm_source": source_hash(sources, settings)[:16],
+    }
     strips = StripFolder(folder / pieces[0].name)
     going_on = strips.is_publishing and not options.restart
-    for file, target in files:
-        check_target(target, overwrite=True, source=file)
-    if options.shard.count == 1 or not _is_made(strips.target, config):
+    is_late = options.shard.count > 1 and is_made(strips, plan.files(folder), letters, sources)
+    if options.overwrite or not is_late:
         plan.check_targets(folder, overwrite=options.overwrite or going_on)
     facts = {**source_facts(sources), **settings, **machine_facts(options)}
     known = {} if options.restart else _known(strips, facts)
@@ -219,7 +221,7 @@ def prepare_work(
         span for span in job.plan.axes[0].spans() if span.core_start < bounds.row_end and span.core_stop > bounds.row
     ]
     about_stats = {} if stats is None else {"geonorm_statistics": "of the whole raster"}
-    tags = {**job.provenance(), **about_stats, "geonorm_model": settings["weights"][:16], "geonorm_config": config[:16]}
+    tags = {**job.provenance(), **about_stats, "geonorm_model": settings["weights"][:16], **letters}
     plan = replace(
         plan,
         rows=tuple(span.core_start for span in spans),
@@ -243,7 +245,7 @@ def prepare_work(
         results=results,
         folder=folder,
         facts={**facts, "halo_px": job.plan.halo_px, "provenance": tags},
-        config=config,
+        sources=sources,
         core=core,
         stats=stats,
         statistics=statistics,
@@ -347,11 +349,6 @@ def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
         return {}
     return {name: earlier[name] for name in ("core", "halo", "engine", "stats")}
-
-
-def _is_made(target: FilePath, config: str) -> bool:
-    """Whether the map is there, made with the same settings."""
-    return os.path.exists(target) and read_tags(target).get("geonorm_config") == config[:16]
 
 
 def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
@@ -283,6 +284,22 @@ def read_tags(path: str | os.PathLike[str]) -> dict[str, str]:
                 return dict(dataset.tags())
     except GDAL_ERRORS:
         return {}
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """Return the files on the disk that a raster is read from: masks, overviews, archives and parts of a VRT, too."""
+    dataset, _ = _open_checked(os.fspath(path))
+    with dataset:
+        files = [_on_disk(file) for file in dataset.files]
+    return [*dict.fromkeys(file for file in files if os.path.isfile(file))]
+
+
+def _on_disk(file: str) -> str:
+    """Return the file that one of GDAL's virtual files lies in, such as an archive; "" where there is none."""
+    if not file.startswith("/vsi"):
+        return file
+    inside = PurePath(file.split("/", 2)[-1])
+    return next((str(path) for path in (inside, *inside.parents) if os.path.isfile(path)), "")
 
 
 def gdal_said(error: BaseException) -> str:
