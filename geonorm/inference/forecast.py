@@ -40,6 +40,8 @@ NETWORK_SHARE = 1 / 3
 """Of the free memory, what one batch may take with a core chosen here."""
 STRIPS_ALIVE = 3
 """One is being filled, one encoded, one read."""
+TIMED_CORES = 3
+"""On so many it is seen how long a tile takes."""
 LIBRARIES_BYTES, GPU_LIBRARIES_BYTES = 128 * 10**6, 2 * 10**9
 """What the host's libraries, and those for a GPU, load when they are first called, and what the heap never returns."""
 GAPS_SHARE = 2.0
@@ -319,7 +321,7 @@ def _seconds_per_tile(job: Job, batch_size: int, *, progress: bool) -> float:
     """Return the median time of a tile, reading included, of some batches over the raster; the first warms up."""
     rows, cols = ([*axis.spans()] for axis in job.plan.axes)
     network = Halving(job.predict, batch_size, margin_px=job.plan.network.margin_px)
-    places = list(sampled_cores(job.plan))
+    places = list(sampled_cores(job.plan, TIMED_CORES))
     bar = tqdm(total=max(2, len(places)), unit="batch", desc="timing", disable=not progress, leave=False, delay=1)
 
     def timed(row: int, col: int) -> float:

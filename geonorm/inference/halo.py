@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import nlargest
+from itertools import count
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -20,7 +22,8 @@ AFFORDABLE_OVERHEAD = 4.0
 """``halo="auto"`` takes the exact halo while the network computes at most so many pixels for each it writes."""
 MISMATCH_TOLERANCE = 1e-4
 """Share of labels that a measured halo may change against a much larger one."""
-SAMPLED_CORES = 3
+SAMPLED_CORES = 8
+"""Cores on which a halo is measured."""
 LADDER_PX = (0, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Halos that are tried; the largest is the one the others are held against where no exact one is known."""
 
@@ -52,7 +55,7 @@ def choose_halo(
     read: Read,
     predict: Predict,
     fill: Tensor,
-    on_cores: Callable[[int], None] = lambda cores: None,
+    on_cores: Callable[[int, int], None] = lambda cores, most: None,
 ) -> HaloChoice:
     """Return the halo to read.
 
@@ -64,7 +67,7 @@ def choose_halo(
         read: Gives the pixels of a window of this raster.
         predict: The network.
         fill: What pixels without data hold.
-        on_cores: Called as cores are measured.
+        on_cores: Called as cores are measured, with their number and that of all at most.
 
     Raises:
         InvalidConfigError: ``"exact"`` where something sees everything, or a number below 0.
@@ -122,44 +125,88 @@ def _measure(
     read: Read,
     predict: Predict,
     fill: Tensor,
-    on_cores: Callable[[int], None],
+    on_cores: Callable[[int, int], None],
 ) -> HaloChoice:
+    """Return a step more than the smallest halo that keeps the tolerance on the cores looked at."""
     exact_px = geometry.core_halo_px
     reference_px = LADDER_PX[-1] if exact_px is None else min(exact_px, LADDER_PX[-1])
+    steps = steps_below(reference_px, plan)
     cores = list(sampled_cores(plan))
+    most = len(cores) * (len(steps) + 2)
 
-    def labels(halo_px: int) -> list[Tensor]:
+    def labels(halo_px: int) -> Iterator[Tensor]:
         with_halo = replace(plan, halo_px=halo_px)
         rows, cols = ([*axis.spans()] for axis in with_halo.axes)
-        found = []
         for row, col in cores:
-            found.append(predict_tile(read, predict, with_halo, rows[row], cols[col], fill=fill))
-            on_cores(1)
-        return found
+            found = predict_tile(read, predict, with_halo, rows[row], cols[col], fill=fill)
+            on_cores(1, most)
+            yield found
 
-    reference = labels(reference_px)
-    mismatch = 1.0
-    halo_px = 0
-    for halo_px in (step for step in LADDER_PX if step < reference_px):
-        mismatch = mismatch_of(labels(halo_px), reference)
-        if mismatch <= MISMATCH_TOLERANCE:
-            break
+    def keeps_tolerance(halo_px: int) -> bool:
+        """Whether few enough labels differ; as soon as too many do, the other cores are passed over."""
+        differ = 0
+        for number, (one, other) in enumerate(zip(labels(halo_px), reference, strict=True), 1):
+            differ += int((one != other).sum())
+            if differ > allowed:
+                on_cores(len(cores) - number, most)
+                return False
+        return True
+
+    reference = [*labels(reference_px)]
+    allowed = MISMATCH_TOLERANCE * sum(one.numel() for one in reference)
+    smallest = next((step for step in steps if keeps_tolerance(step)), None)
+    if smallest is not None:
+        larger = [step for step in steps if step > smallest]
+        # Nothing larger than the reference is known unless that is exact.
+        halo_px = larger[0] if larger else reference_px if reference_px == exact_px else smallest
     else:
         halo_px = geometry.local_halo_px if geometry.local_halo_px is not None else LADDER_PX[4]
         halo_px = min(halo_px, reference_px)
-        mismatch = mismatch_of(labels(halo_px), reference)
-    verdict = "under" if mismatch <= MISMATCH_TOLERANCE else "NOT under"
-    why = (
-        f"measured halo of {halo_px} px: on {len(cores)} cores of this raster {100 * mismatch:.3f} % of the labels "
-        f"differ from those with {reference_px} px ({verdict} the tolerance of {100 * MISMATCH_TOLERANCE} %)"
-    )
+    compared_px = halo_px
+    if steps and halo_px == reference_px != exact_px:  # held against itself it would tell nothing
+        compared_px = steps[-1]
+    mismatch = 0.0 if compared_px == reference_px else mismatch_of([*labels(compared_px)], reference)
     return HaloChoice(
         halo_px=halo_px,
-        kind="measured",
+        kind="exact" if halo_px == exact_px else "measured",
         mismatch=mismatch,
         reference_px=reference_px,
-        why=f"{why}{_cheaper(geometry, plan, halo_px)}",
+        why=_measured_in_words(geometry, plan, halo_px, compared_px, reference_px, mismatch, len(cores)),
     )
+
+
+def _measured_in_words(
+    geometry: TileGeometry,
+    plan: Plan,
+    halo_px: int,
+    compared_px: int,
+    reference_px: int,
+    mismatch: float,
+    num_cores: int,
+) -> str:
+    looked_at = "the one core" if num_cores == 1 else f"the {num_cores} cores"
+    if halo_px == geometry.core_halo_px:
+        return (
+            f"measured halo of {halo_px} px, the exact one: on {looked_at} looked at no smaller one left room under "
+            f"the tolerance of {100 * MISMATCH_TOLERANCE} %"
+        )
+    verdict = "under" if mismatch <= MISMATCH_TOLERANCE else "NOT under"
+    whose = "" if compared_px == halo_px else f" with {compared_px} px"
+    return (
+        f"measured halo of {halo_px} px: on {looked_at} looked at {100 * mismatch:.3f} % of the labels{whose} "
+        f"differ from those with {reference_px} px ({verdict} the tolerance of {100 * MISMATCH_TOLERANCE} %), "
+        f"elsewhere it may be more{_cheaper(geometry, plan, halo_px)}"
+    )
+
+
+def steps_below(reference_px: int, plan: Plan) -> list[int]:
+    """Return the halos that are tried: those that read less than the reference, and each less than the next."""
+
+    def read_px(halo_px: int) -> int:
+        return replace(plan, halo_px=halo_px).axes[0].aligned_halo_px
+
+    steps = {read_px(step): step for step in reversed(LADDER_PX)}
+    return sorted(step for px, step in steps.items() if px < read_px(reference_px))
 
 
 def _cheaper(geometry: TileGeometry, plan: Plan, halo_px: int) -> str:
@@ -193,12 +240,36 @@ def mismatch_of(labels: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     return differ / sum(one.numel() for one in labels)
 
 
-def sampled_cores(plan: Plan) -> Iterator[tuple[int, int]]:
-    """Yield some cores spread over the raster's diagonal, by their place in the grid."""
-    rows, cols = (axis.num_cores for axis in plan.axes)
+def sampled_cores(plan: Plan, most: int = SAMPLED_CORES) -> Iterator[tuple[int, int]]:
+    """Yield some cores spread over the raster, by their place in the grid; whole ones before any that its edge cuts."""
+    rows, cols = ([span.core_stop - span.core_start for span in axis.spans()] for axis in plan.axes)
+    whole_rows, whole_cols = ([place for place, px in enumerate(sides) if px == plan.core_px] for sides in (rows, cols))
+    if len(whole_rows) * len(whole_cols) <= most:
+        every = ((row, col) for row in range(len(rows)) for col in range(len(cols)))
+        # A grid with few whole cores has few others, unless it is long and narrow.
+        yield from nlargest(most, every, key=lambda core: rows[core[0]] * cols[core[1]])
+        return
     seen = set()
-    for step in range(SAMPLED_CORES):
-        where = ((2 * step + 1) * rows // (2 * SAMPLED_CORES), (2 * step + 1) * cols // (2 * SAMPLED_CORES))
-        if where not in seen:
-            seen.add(where)
-            yield where
+    for number in count(1):
+        core = (
+            whole_rows[int(_van_der_corput(number, 2) * len(whole_rows))],
+            whole_cols[int(_van_der_corput(number, 3) * len(whole_cols))],
+        )
+        if core not in seen:
+            seen.add(core)
+            yield core
+        if len(seen) == most:
+            return
+
+
+def _van_der_corput(number: int, base: int) -> float:
+    """Return the digits of a number behind the point in reverse: the first numbers fill 0 to 1 evenly, at any length.
+
+    Two bases together (Halton 1960) fill a square.
+    """
+    value, place = 0.0, 1.0
+    while number:
+        place /= base
+        number, digit = divmod(number, base)
+        value += digit * place
+    return value

@@ -273,9 +273,12 @@ def prepare(
     choice = known_halo if rows is None else rows.halo(halo, geometry)
     if choice is None:  # measured at one phase: how far the network sees is much the same at all
         with tqdm(unit="core", desc="measuring the halo", disable=not progress, leave=False, delay=1) as bar:
-            choice = choose_halo(
-                halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=bar.update
-            )
+
+            def on_cores(cores: int, most: int) -> None:
+                bar.total = most
+                bar.update(cores)
+
+            choice = choose_halo(halo, geometry, plan, read=reader.read, predict=predict, fill=fill, on_cores=on_cores)
     if geometry.unbounded:
         warnings.warn(
             f"The labels depend on the tiles, whatever the halo: {name_some(geometry.unbounded)} see the whole input. "

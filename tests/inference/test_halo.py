@@ -23,6 +23,7 @@ from geonorm.inference.halo import (
     affordable_core_px,
     choose_halo,
     mismatch_of,
+    sampled_cores,
 )
 from geonorm.models import TileGeometry
 from geonorm.tiling.plan import Network, Plan
@@ -37,7 +38,8 @@ UNBOUNDED = replace(EXACT, halo_px=None, core_halo_px=None, unbounded=("body.3 (
 def above_the_mean_of_41_px(tiles: Tensor) -> Tensor:
     """Label by the mean around each pixel: 20 px far."""
     tiles = tiles.float()
-    return torch.cat([torch.full_like(tiles, 127.5), avg_pool2d(tiles, 41, 1, 20)], dim=1)
+    means = avg_pool2d(avg_pool2d(tiles, (41, 1), 1, (20, 0)), (1, 41), 1, (0, 20))
+    return torch.cat([torch.full_like(tiles, 127.5), means], dim=1)
 
 
 def above_the_mean_of_all(tiles: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def choose(
     *,
     image: NDArray[np.uint8] = IMAGE,
     core_px: int = 64,
-    on_cores: Callable[[int], None] = lambda cores: None,
+    on_cores: Callable[[int, int], None] = lambda cores, most: None,
 ) -> HaloChoice:
     """Return the choice for one image."""
     plan = Plan(height=image.shape[1], width=image.shape[2], core_px=core_px)
@@ -75,25 +77,82 @@ def test_an_exact_halo_that_is_cheap_is_taken_without_measuring(halo: Any) -> No
 
 
 def test_a_dear_exact_halo_is_taken_only_if_asked_for() -> None:
-    assert choose("exact", EXACT, never, core_px=16).kind == "exact"
-    assert choose("auto", EXACT, above_the_mean_of_41_px, core_px=16).kind == "measured"
-    assert choose("auto", EXACT, never, core_px=40).kind == "exact"
+    far = replace(EXACT, core_halo_px=90)
+
+    assert choose("exact", far, never, core_px=64).kind == "exact"
+    assert choose("auto", far, above_the_mean_of_41_px, core_px=64).halo_px == 48
+    assert choose("auto", far, never, core_px=180).kind == "exact"
 
 
-def test_the_measured_halo_is_the_smallest_that_keeps_the_tolerance() -> None:
+def test_the_measured_halo_is_a_step_more_than_the_smallest_that_keeps_the_tolerance() -> None:
     choice = choose("measured", UNBOUNDED, above_the_mean_of_41_px)
 
-    assert (choice.kind, choice.halo_px, choice.mismatch) == ("measured", 32, 0)
+    assert (choice.kind, choice.halo_px, choice.mismatch) == ("measured", 48, 0)  # 32 px would do
     assert choice.reference_px == 512
     assert choice.met
-    assert "32 px" in choice.why
+    assert "48 px" in choice.why
+    assert "on the 8 cores looked at" in choice.why
     assert "(under the tolerance" in choice.why
 
 
-def test_a_measured_halo_is_never_larger_than_the_exact_one() -> None:
+def test_a_step_more_than_all_smaller_ones_is_the_exact_halo() -> None:
     choice = choose("measured", EXACT, above_the_mean_of_41_px)
 
-    assert (choice.kind, choice.halo_px, choice.reference_px) == ("measured", 20, 20)
+    assert (choice.kind, choice.halo_px, choice.reference_px) == ("exact", 20, 20)
+    assert "20 px, the exact one" in choice.why
+
+
+def test_a_network_that_sees_nothing_around_a_pixel_gets_a_halo_all_the_same() -> None:
+    choice = choose("measured", UNBOUNDED, lambda tiles: torch.cat([tiles.float(), 255 - tiles.float()], dim=1))
+
+    assert choice.halo_px == 16
+
+
+def test_a_step_more_reads_more_whatever_the_stride() -> None:
+    seen: list[int] = []
+    plan = Plan(height=300, width=400, core_px=64, network=Network(stride_px=32, least_px=32))
+    geometry = replace(UNBOUNDED, stride_px=32)
+
+    def near(tiles: Tensor) -> Tensor:
+        seen.append(tiles.shape[-1])
+        return above_the_mean_of_41_px(tiles)
+
+    choice = choose_halo("measured", geometry, plan, read=reader(IMAGE), predict=near, fill=torch.zeros(1))
+
+    assert choice.halo_px > 32  # 16 and 32 px read the same, and would do
+    assert list(dict.fromkeys(seen))[1:] == [64, 128, 192]  # the least, twice 32 px, twice 64 px beside the core
+
+
+def test_what_lies_off_the_diagonal_is_measured() -> None:
+    image = np.zeros((1, 512, 512), np.uint8)
+    image[:, :256, 256:] = np.random.default_rng(0).integers(0, 256, (256, 256))
+
+    choice = choose("measured", UNBOUNDED, above_the_mean_of_41_px, image=image)
+
+    assert choice.halo_px == 48
+
+
+@pytest.mark.parametrize(("first", "shape"), [((3, 5), (300, 400)), ((63, 1), (200, 900)), ((10, 20), (50, 40))])
+def test_whole_cores_are_looked_at_before_those_that_an_edge_cuts(
+    first: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    plan = Plan(height=shape[0], width=shape[1], core_px=64, first_index=first)
+    rows, cols = ([span.core_stop - span.core_start for span in axis.spans()] for axis in plan.axes)
+    whole = {(row, col) for row in range(len(rows)) for col in range(len(cols)) if rows[row] == cols[col] == 64}
+
+    found = list(sampled_cores(plan))
+
+    assert len(found) == len(set(found)) == min(8, len(rows) * len(cols))
+    assert len(whole & {*found}) == min(8, len(whole))
+
+
+@given(rows=st.integers(9, 40), cols=st.integers(9, 40))
+def test_the_cores_looked_at_lie_in_every_quarter_of_a_raster(rows: int, cols: int) -> None:
+    found = list(sampled_cores(Plan(height=rows, width=cols, core_px=1)))
+
+    assert {(2 * row >= rows, 2 * col >= cols) for row, col in found} == {
+        *((low, right) for low in (False, True) for right in (False, True))
+    }
 
 
 def test_where_no_halo_keeps_the_tolerance_the_user_is_told() -> None:
@@ -108,11 +167,18 @@ def test_where_no_halo_keeps_the_tolerance_the_user_is_told() -> None:
 
 
 def test_cores_are_counted_as_they_are_measured() -> None:
-    counted: list[int] = []
+    counted: list[tuple[int, int]] = []
+    asked: list[int] = []
 
-    choose("measured", UNBOUNDED, above_the_mean_of_41_px, on_cores=counted.append)
+    def near(tiles: Tensor) -> Tensor:
+        asked.append(1)
+        return above_the_mean_of_41_px(tiles)
 
-    assert sum(counted) == 3 * 4  # three cores, for the reference and for 0, 16 and 32 px
+    choose("measured", UNBOUNDED, near, on_cores=lambda cores, most: counted.append((cores, most)))
+
+    assert sum(cores for cores, _ in counted) == 8 * 5  # of the reference, 0, 16, 32 and 48 px
+    assert {most for _, most in counted} == {8 * 12}  # of the reference, ten smaller ones, and the one taken again
+    assert len(asked) < 8 * 5 - 8  # 0 and 16 px fail on their first core
 
 
 @pytest.mark.parametrize(("halo_px", "geometry"), [(0, EXACT), (19, EXACT), (500, UNBOUNDED)])

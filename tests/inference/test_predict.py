@@ -264,7 +264,7 @@ def test_the_plan_is_told_before_the_work(source: Path, target: Path) -> None:
         ("auto", 64, "exact", 8),
         ("auto", 16, "exact", 8),
         ("exact", 6, "exact", 8),
-        ("measured", 32, "measured", 8),
+        ("measured", 32, "exact", 8),
         (3, 32, "given", 3),
         (0, 32, "given", 0),
         (8, 32, "exact", 8),
