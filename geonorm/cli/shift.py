@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from geonorm.errors import InvalidConfigError
     from geonorm.evaluation import shift_consistency
-    from geonorm.evaluation.consistency_words import headline
+    from geonorm.evaluation.consistency_words import halos, headline
     from geonorm.evaluation.shift_tables import table
     from geonorm.evaluation.subjects import named_checkpoints
 
@@ -98,6 +98,6 @@ def run(options: argparse.Namespace) -> None:
         restart=options.restart,
         progress=True,
     )
-    print(table(report), headline(report["runs"]), sep="\n\n")
+    print(table(report), headline(report["runs"]), halos(report["runs"]), sep="\n\n")
     names = ", ".join(f"report.{suffix}" for suffix in ("html", "md", "csv", "json"))
     print(f"Written to {options.out_dir}: {names} and maps")

@@ -13,7 +13,7 @@ from typing import Any
 from geonorm.evaluation.consistency_curves import MARKS, curves
 from geonorm.evaluation.consistency_scenes import Layer, Scene, images, payload, stills
 from geonorm.evaluation.consistency_tables import every_figure, file_list, folded, measures_table, plan_table
-from geonorm.evaluation.consistency_words import DEFINITIONS, Run, by_source, file_name, headline, verdicts
+from geonorm.evaluation.consistency_words import DEFINITIONS, Run, by_source, file_name, halos, headline, verdicts
 from geonorm.evaluation.report import STYLE
 from geonorm.files import write_text
 
@@ -69,6 +69,7 @@ def _page(report: Mapping[str, Any], sections: Mapping[str, tuple[str, str]], sc
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(_title(report['runs']))}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<header><h1>{TITLE}</h1><p class="headline">{escape(headline(report["runs"]))}</p>'
+        f"<p>{escape(halos(report['runs']))}</p>"
         f'<ul class="verdicts">{findings}</ul></header>\n'
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}\n</main>\n'
         f"<footer><p>Written by geonorm {escape(str(report['version']))}.</p>{_settings(report)}</footer>\n"

@@ -89,6 +89,22 @@ def headline(runs: Sequence[Run]) -> str:
     return " ".join(_sentence([*group]) for _, group in groupby(moves, key=lambda move: (move.kind, move.by_px)))
 
 
+def halos(runs: Sequence[Run]) -> str:
+    """Return which halo each model read at which cost, and a warning where the halos are of different kinds."""
+    parts = []
+    for name, of_name in by_name(runs).items():
+        widths = [f"{run['halo_px']}{SPACE}px {run['halo_kind']}" for run in of_name]
+        costs = sorted({f"{run['overhead']:.2f}" for run in of_name}, key=float)
+        parts.append(f"{name} {listed([*dict.fromkeys(widths)])} at {listed(costs)} times the compute")
+    text = f"Halos: {'; '.join(parts)}."
+    if len({run["halo_kind"] for run in runs}) > 1:
+        text += (
+            " The halos are of different kinds, so networks differ by what their halos cost and leave out as well as "
+            "by their norms; --halo with a number of pixels gives all of them the same."
+        )
+    return text
+
+
 def verdicts(runs: Sequence[Run]) -> list[str]:
     """Return a sentence or two on every model: whether its map depends on the tiles, and why."""
     moves = {move.name: move for move in moves_of(runs)}

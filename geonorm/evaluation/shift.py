@@ -87,7 +87,8 @@ def shift_consistency(
         cores_px: Sides of cores to be held against ``core_px``.
         crops_px: Rows and columns that are cut off; compared where no pixel can see the cut.
         core_px: Side of the square that one network call writes.
-        halo: See `geonorm.inference.predict_raster`; chosen once per raster and used for every grid.
+        halo: See `geonorm.inference.predict_raster`; chosen once per raster and used for every grid. ``"auto"`` is the
+            exact one wherever a network has it, whatever it costs, else a measured one.
         tta: See there; each is measured by itself.
         grid_offset_px: Place of the grid at rest.
         batch_size: Tiles per network call.

@@ -127,6 +127,8 @@ def _opened(subject: Subject, how: Measuring) -> Reader:
 
 def _job(subject: Subject, reader: Reader, how: Measuring) -> Job:
     kept = _kept(subject.folder, HALO)
+    # Networks are compared: what a halo saves is not to be taken for what a norm does.
+    has_exact = subject.model.geometry.core_halo_px is not None
     with warnings.catch_warnings():
         # That labels depend on the tiles is what is measured.
         warnings.simplefilter("ignore", GeonormWarning)
@@ -134,7 +136,7 @@ def _job(subject: Subject, reader: Reader, how: Measuring) -> Job:
             subject.model,
             reader,
             core_px=how.core_px,
-            halo=how.halo,
+            halo="exact" if how.halo == "auto" and has_exact else how.halo,
             known_halo=HaloChoice(**kept) if kept else None,
             grid_offset_px=how.grid_offset_px,
             device=how.device,

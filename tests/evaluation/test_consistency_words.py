@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geonorm.evaluation.consistency_words import count, headline, name_of, percent, share, verdicts
+from geonorm.evaluation.consistency_words import count, halos, headline, name_of, percent, share, verdicts
 from tests.evaluation.consistency_reports import comparison, run, skipped
 
 
@@ -25,6 +25,22 @@ def test_the_headline_begins_with_the_model_that_changes_least() -> None:
 
     assert said(runs) == (
         "Moving the tile grid by 128 px changes 0 of 33.2 million labels with LCN and 1.2 million (3.6 %) with GN."
+    )
+
+
+def test_the_halo_of_every_model_is_told_with_its_cost() -> None:
+    runs = [run("LCN", [], halo_px=160, overhead=2.64), run("BN", [], halo_px=48, overhead=1.41)]
+
+    assert halos(runs).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Halos: LCN 160 px exact at 2.64 times the compute; BN 48 px exact at 1.41 times the compute."
+    )
+
+
+def test_halos_of_different_kinds_are_warned_of() -> None:
+    runs = [run("LCN", []), run("GN", [], halo_px=384, halo_kind="measured", overhead=16.0)]
+
+    assert "GN 384\N{NO-BREAK SPACE}px measured at 16.00 times the compute. The halos are of different kinds" in halos(
+        runs
     )
 
 

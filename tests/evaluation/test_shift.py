@@ -604,6 +604,18 @@ def test_nothing_is_zero_where_nothing_was_compared(tmp_path: Path) -> None:
     assert "no pixel with data" in (tmp_path / "out/report.html").read_text()
 
 
+def test_a_network_with_an_exact_halo_reads_it_whatever_it_costs(source: Path, tmp_path: Path) -> None:
+    far = partial(LocalContextNorm, window_px=31)
+
+    report = shift_consistency([model(far)], [source], tmp_path / "out", measures=["moves"], shifts_px=(4,), core_px=8)
+
+    run = run_of(report)
+    assert run["overhead"] > 4
+    assert run["halo_kind"] == "exact"
+    assert ways(run)["moved-4"]["flips"] == 0
+    assert "px exact at" in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_halo_that_was_measured_is_kept(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     shift_consistency([model(GroupNorm)], [source], out, shifts_px=(16,), **MOVED)
