@@ -251,7 +251,7 @@ def _consensus(found: dict[str, Any] | None) -> Cell:
         return Cell(NOTHING)
     if found["mean"] is None:
         return Cell("not measured", found["skipped"])
-    detail = f"{found['patches']:,} patches of {2 * found['size_px']}{SPACE}px"
+    detail = f"{found['patches']:,} patch{'es' * (found['patches'] != 1)} of {2 * found['size_px']}{SPACE}px"
     return Cell(percent(100 * found["mean"]), detail, found["mean"])
 
 

@@ -62,7 +62,7 @@ class Way:
                 return "the whole image in one pass"
             case "crop":
                 rows, cols = self.by_px if isinstance(self.by_px, tuple) else (0, 0)
-                return f"{rows} rows and {cols} columns cut off"
+                return f"{rows} row{'s' * (rows != 1)} and {cols} column{'s' * (cols != 1)} cut off"
             case "neighbour":
                 return "each pixel by the nearest tile next to its own"
             case "train":

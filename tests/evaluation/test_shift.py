@@ -22,7 +22,7 @@ from affine import Affine
 from geonorm.cli import shift
 from geonorm.errors import GeonormWarning, InvalidConfigError
 from geonorm.evaluation import shift_consistency, shift_run
-from geonorm.evaluation.grids import rows_together
+from geonorm.evaluation.grids import Way, rows_together
 from geonorm.evaluation.neighbours import neighbour_strips
 from geonorm.evaluation.shift import CROPS_PX, MEASURES
 from geonorm.evaluation.shift_maps import Report
@@ -625,6 +625,13 @@ def test_a_halo_that_was_measured_is_kept(source: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("geonorm.inference.job.choose_halo", again)
     shift_consistency([model(GroupNorm)], [source], out, shifts_px=(16, 3), **MOVED)
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"), [((1, 13), "1 row and 13 columns cut off"), ((3, 1), "3 rows and 1 column cut off")]
+)
+def test_a_single_row_that_is_cut_off_is_told_as_one(cut: tuple[int, int], words: str) -> None:
+    assert Way(kind="crop", by_px=cut).words == words
 
 
 def test_ways_that_are_named_twice_count_once(source: Path, tmp_path: Path) -> None:
