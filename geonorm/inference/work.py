@@ -44,6 +44,8 @@ RESOLUTION_FACTOR = 1.5
 """Beyond this factor between the raster's resolution and the training one, a warning is due."""
 SAME_RESOLUTION = 0.01
 """By this share two resolutions may differ and still be one."""
+MOST_FINER = 8
+"""``resolution_m="auto"`` makes pixels at most so many times finer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +300,12 @@ def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> Ras
             "the checkpoint does not say at what resolution it was trained. Name one: --resolution_m 0.3."
         )
     found = source.resolution
+    if options.resolution_m == "auto" and found and wanted and found > MOST_FINER * wanted:
+        raise InvalidConfigError(
+            f"{source.path} has pixels of {found:.3g} m, the network knows {wanted:.3g} m: --resolution_m auto "
+            f"refines at most {MOST_FINER} times, since finer pixels show nothing more. Find finer imagery, or name a "
+            f"resolution, such as --resolution_m {found / MOST_FINER:.3g}."
+        )
     if wanted is not None and not (found and abs(found / wanted - 1) <= SAME_RESOLUTION):
         return Resampled(source, wanted)
     _warn_of_resolution(source, spec)

@@ -17,6 +17,7 @@ import pytest
 import rasterio.features
 import torch
 from numpy.typing import NDArray
+from rasterio import Affine
 from torch import Tensor, nn
 
 from geonorm.cli import main
@@ -30,6 +31,7 @@ from geonorm.raster.area import Area
 from geonorm.raster.read import open_raster
 from geonorm.raster.resample import open_resampled
 from geonorm.raster.window import Window
+from geonorm.raster.write import write_image
 from geonorm.tasks.checkpoint import save_model
 from geonorm.tiling.blending import Blend
 from tests.inference.rasters import draw, labels_in, noise
@@ -169,6 +171,18 @@ def test_the_resolution_of_the_training_is_taken_on_request(tmp_path: Path) -> N
 
     with rasterio.open(tmp_path / "map.tif") as made:
         assert made.res == pytest.approx((0.6, 0.6), rel=1e-3)
+
+
+def test_pixels_far_too_coarse_for_the_network_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    source = tmp_path / "coarse.tif"
+    write_image(source, np.ones((3, 20, 30), np.uint8), crs="EPSG:32633", transform=Affine(900, 0, 0, 0, -900, 0))
+    model = as_trained(unet())
+    model = replace(model, spec=replace(model.spec, resolution_m=0.3))
+
+    with pytest.raises(InvalidConfigError, match=r"900 m, the network knows 0\.3 m.*at most 8 times") as caught:
+        predict_raster(model, source, tmp_path / "map.tif", resolution_m="auto", dry_run=True)
+
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
