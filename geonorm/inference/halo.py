@@ -79,7 +79,8 @@ def choose_halo(
     if halo == "exact" and exact_px is None:
         raise InvalidConfigError(
             f"There is no exact halo: {name_some(geometry.unbounded)} see the whole input, so the labels depend on the "
-            "tiles. Use halo=measured or a number, or train with LocalContextNorm or BatchNorm."
+            f"tiles. Take --halo measured or a number{_or_global_stats(geometry)}, or train with LocalContextNorm or "
+            "BatchNorm."
         )
     if exact_px is not None and halo != "measured":
         with_exact = replace(plan, halo_px=exact_px)
@@ -93,6 +94,12 @@ def choose_halo(
                 why=f"exact halo of {exact_px} px ({cost})",
             )
     return _measure(geometry, plan, read=read, predict=predict, fill=fill, on_cores=on_cores)
+
+
+def _or_global_stats(geometry: TileGeometry) -> str:
+    """Return the advice for networks whose norms can have the statistics of the whole raster."""
+    able = ("(GroupNorm)", "(LayerNorm", "(InstanceNorm")
+    return ", or --global_stats" if all(any(norm in name for norm in able) for name in geometry.unbounded) else ""
 
 
 def check_halo(halo: Halo) -> None:
@@ -216,12 +223,14 @@ def _cheaper(geometry: TileGeometry, plan: Plan, halo_px: int) -> str:
         if overhead <= AFFORDABLE_OVERHEAD:
             return ""
         larger = replace(plan, halo_px=halo_px, core_px=2 * plan.core_px)
-        return f"; that is {overhead:.1f} times the compute, with core_px={larger.core_px} {larger.overhead:.1f} times"
+        return (
+            f"; that is {overhead:.1f} times the compute, with --core_px {larger.core_px} {larger.overhead:.1f} times"
+        )
     overhead = replace(plan, halo_px=exact_px).overhead
     core_px = affordable_core_px(geometry, plan)
     return (
         f"; the exact halo of {exact_px} px would cost {overhead:.1f} times the compute, "
-        f"with core_px={core_px} {replace(plan, halo_px=exact_px, core_px=core_px).overhead:.1f} times"
+        f"with --core_px {core_px} {replace(plan, halo_px=exact_px, core_px=core_px).overhead:.1f} times"
     )
 
 

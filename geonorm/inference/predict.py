@@ -181,8 +181,8 @@ def _label(
         free = available_memory()
         if needs.memory_bytes > free:
             warnings.warn(
-                f"that may be more memory than there is: {free / 1e9:.1f} GB are free. Take a smaller core_px, "
-                "batch_size or halo.",
+                f"that may be more memory than there is: {free / 1e9:.1f} GB are free. Take a smaller "
+                "--core_px, --batch_size or --halo.",
                 GeonormWarning,
                 stacklevel=3,
             )

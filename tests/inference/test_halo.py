@@ -190,6 +190,22 @@ def test_a_halo_that_is_not_exact_says_that_labels_may_depend_on_the_tiles(
     assert (choice.kind, choice.halo_px) == ("given", halo_px)
 
 
+@pytest.mark.parametrize(
+    ("names", "is_advised"),
+    [
+        (("body.3 (GroupNorm)", "body.5 (InstanceNorm)"), True),
+        (("body.3 (GroupNorm)", "head: mean"), False),
+    ],
+)
+def test_statistics_of_the_whole_raster_are_advised_where_they_would_do(
+    names: tuple[str, ...], is_advised: bool
+) -> None:
+    with pytest.raises(InvalidConfigError, match="Take --halo measured") as caught:
+        choose("exact", replace(UNBOUNDED, unbounded=names), never)
+
+    assert ("--global_stats" in str(caught.value)) == is_advised
+
+
 def test_where_nothing_is_exact_exact_is_refused_by_name() -> None:
     with pytest.raises(InvalidConfigError, match=r"body\.3 \(GroupNorm\), head: mean see the whole input"):
         choose("exact", UNBOUNDED, never)

@@ -289,7 +289,7 @@ def test_auto_measures_where_the_exact_halo_is_dear(source: Path, target: Path) 
     assert result.halo.kind == "measured"
     assert result.halo.mismatch is not None
     assert f"the exact halo of {result.halo.reference_px} px would cost" in result.halo.why
-    assert "with core_px=256" in result.halo.why
+    assert "with --core_px 256" in result.halo.why
 
 
 @pytest.mark.parametrize("halo", ["auto", "measured", 5])
