@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geonorm import __version__
-from geonorm.errors import InvalidConfigError, RasterError
+from geonorm.errors import InvalidConfigError, RasterError, one_line
 from geonorm.files import written_whole
 from geonorm.models import TileGeometry
 from geonorm.models.exported import Output, Portable, exported, quiet
@@ -87,7 +87,13 @@ def export_model(
     facts = facts_of(model, output=output, tile_px=tile_px)
     with written_whole(target) as made:
         run = write(made, model, facts, sides[0], output, tile_px is None)
-        error = _largest_error(run, Portable(model.network, output=output), sides, len(model.spec.bands))
+        try:
+            error = _largest_error(run, Portable(model.network, output=output), sides, len(model.spec.bands))
+        except Exception as failure:  # runtimes fail in many ways
+            raise InvalidConfigError(
+                f"The file does not take all sizes that the checkpoint does: {one_line(failure)[:200]}. Nothing was "
+                f"written; try {_other_ways(target, tile_px)}."
+            ) from failure
         if not error <= TOLERANCE:
             raise InvalidConfigError(
                 f"The file does not compute what the checkpoint does: values differ by {100 * error:.2g} % of the "
@@ -237,8 +243,7 @@ def _write_pt2(
             torch.export.save(program, made, extra_files={f"{KEY}.json": json.dumps(facts)})
             again = torch.export.load(made).module()
     except Exception as error:  # exporters fail in many ways, some derived from nothing
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidConfigError(f"torch.export does not take this network: {reason}.") from error
+        raise InvalidConfigError(f"torch.export does not take this network: {one_line(error)[:300]}.") from error
 
     def run(image: Tensor) -> Tensor:
         with torch.no_grad():

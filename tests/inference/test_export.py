@@ -85,13 +85,12 @@ def assert_same(path: Path, network: nn.Module, *shapes: tuple[int, ...]) -> Non
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".pt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "norm",
+    ("norm", "suffix"),
     [
-        local(window_px=9),
-        pytest.param(BatchNorm, marks=pytest.mark.slow),
-        *(pytest.param(norm, marks=pytest.mark.slow) for norm in SLOW_NORMS),
+        (local(window_px=9), ".onnx"),
+        *(pytest.param(norm, ".pt2", marks=pytest.mark.slow) for norm in (local(window_px=9), BatchNorm)),
+        *(pytest.param(norm, ".onnx", marks=pytest.mark.slow) for norm in (BatchNorm, *SLOW_NORMS)),
     ],
 )
 def test_the_file_computes_what_the_network_does_at_any_size(norm: NormFactory, suffix: str, tmp_path: Path) -> None:
@@ -123,11 +122,13 @@ def test_networks_of_smp_are_written(arch: str, encoder: str, suffix: str, tmp_p
 def test_valid_convolutions_lose_their_margin(suffix: str, tmp_path: Path) -> None:
     network = unet(local(window_px=9), depth=1, padding="valid")
 
-    made = export_model(trained(network), tmp_path / f"net{suffix}")
+    # torch.export holds two images and more apart from one where maps are cropped: a .pt2 takes one size.
+    made = export_model(trained(network), tmp_path / f"net{suffix}", tile_px=60 if suffix == ".pt2" else None)
 
+    side = 60 if suffix == ".pt2" else 44
     margin = made.facts["margin_px"]
-    assert opened(made.target)(raw(1, 3, 60, 44)).shape == (1, 2, 60 - 2 * margin, 44 - 2 * margin)
-    assert_same(made.target, network, (1, 3, 60, 44))
+    assert opened(made.target)(raw(1, 3, 60, side)).shape == (1, 2, 60 - 2 * margin, side - 2 * margin)
+    assert_same(made.target, network, (1, 3, 60, side))
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -261,7 +262,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(
 def test_a_network_that_chooses_by_size_takes_one_size_only(tmp_path: Path) -> None:
     network = unet(local(window_cells=9, compat="authors"), depth=1)
 
-    with pytest.raises(InvalidConfigError, match=r"does not compute .*try a fixed tile_px, or a \.pt2\."):
+    with pytest.raises(InvalidConfigError, match=r"The file does not .*try a fixed tile_px, or a \.pt2\."):
         export_model(trained(network), tmp_path / "net.onnx")
     made = export_model(trained(network), tmp_path / "net.onnx", tile_px=32)
 
