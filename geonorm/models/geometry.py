@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -22,7 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from geonorm.errors import InvalidConfigError
-from geonorm.models.operators import ONE, SeesEverythingError, Taps, as_usual, call_of, naming, taps_of, tensors_in
+from geonorm.models.flow import Flow, MadeOfValues, first_difference, further_sizes, name_of
+from geonorm.models.operators import (
+    ONE,
+    Call,
+    SeesEverythingError,
+    Taps,
+    as_usual,
+    named_args,
+    naming,
+    taps_of,
+    tensors_in,
+)
 from geonorm.models.rescale import Rescale
 
 aten = torch.ops.aten
@@ -54,6 +66,10 @@ class TileGeometry:
         """Return the smallest side that the model takes and that is at least ``needed_px``."""
         return self.least_px + max(0, -(-(needed_px - self.least_px) // self.stride_px)) * self.stride_px
 
+    def without_exact_halo(self, *names: str) -> TileGeometry:
+        """Return the geometry of a model that turns out to see the whole input, by name."""
+        return replace(self, halo_px=None, core_halo_px=None, unbounded=names)
+
 
 # In inference mode, which a Trainer validates in, operators come undecomposed and would not be known.
 @torch.inference_mode(mode=False)
@@ -77,17 +93,28 @@ def tile_geometry(model: nn.Module) -> TileGeometry:
     geometry = _summary(*traced, side=side)
     least = _least_side(ghost, bands, side % geometry.stride_px, geometry.stride_px, upto=side)
     geometry = replace(geometry, least_px=least)
-    return geometry if geometry.unbounded else _if_any_size(geometry, ghost, bands, side)
+    return geometry if geometry.unbounded else _if_any_size(geometry, ghost, bands, side, traced)
 
 
-def _if_any_size(geometry: TileGeometry, ghost: nn.Module, bands: int, side: int) -> TileGeometry:
-    """Return the geometry, without a halo if another size of input gives another one."""
-    other = side + geometry.stride_px
-    traced = _tried(ghost, bands, other)
-    if traced is not None and replace(_summary(*traced, side=other), least_px=geometry.least_px) == geometry:
-        return geometry
-    why = f"size of the input ({side} px is taken, but {other} px is not, or gives another geometry)"
-    return replace(geometry, halo_px=None, core_halo_px=None, unbounded=(why,))
+def _if_any_size(
+    geometry: TileGeometry, ghost: nn.Module, bands: int, side: int, traced: tuple[_Trace, Tensor]
+) -> TileGeometry:
+    """Return the geometry, without a halo if the model does something else to an image of another size."""
+    steps = traced[0].flow.to(traced[1])
+    next_px = side + geometry.stride_px
+    for sizes in ([(next_px, next_px)], further_sizes(side, geometry.stride_px)):
+        other = next((found for size in sizes if (found := _tried(ghost, bands, size[1], height=size[0]))), None)
+        if other is None and sizes[0] == (next_px, next_px):
+            why = f"size of the input ({side} px is taken, but {next_px} px is not)"
+            return geometry.without_exact_halo(why)
+        if other is None:
+            continue
+        trace, output = other
+        if (name := first_difference(steps, trace.flow.to(output))) is not None:
+            return geometry.without_exact_halo(f"{name} (depends on the size of the input)")
+        if replace(_summary(trace, output, side=trace.flow.size[1]), least_px=geometry.least_px) != geometry:
+            return geometry.without_exact_halo(f"size of the input (not of {side} px, it gives another geometry)")
+    return geometry
 
 
 def trial(model: nn.Module) -> tuple[nn.Module, Tensor]:
@@ -146,15 +173,23 @@ def _receptive_px(reach: Reach | None) -> int | None:
 
 
 def _traced(
-    ghost: nn.Module, bands: int, side: int, look: Callable[[_Trace], None] = lambda trace: None
+    ghost: nn.Module,
+    bands: int,
+    side: int,
+    look: Callable[[_Trace], None] = lambda trace: None,
+    *,
+    height: int | None = None,
 ) -> tuple[_Trace, Tensor]:
     """Run the model once under a trace; once more where a block turns out not to hold whole cells."""
     block = 64
     while True:
-        trace = _Trace(block)
+        image = torch.empty(1, bands, height or side, side, device="meta")
+        trace = _Trace(block, Flow(ghost, image))
         look(trace)
-        with torch.no_grad(), as_usual(), naming(ghost, trace.where), _Quick(), trace:
-            image = torch.empty(1, bands, side, side, device="meta")
+        with ExitStack() as stack:
+            made_of_values = MadeOfValues(trace.flow, trace.where)
+            for context in (torch.no_grad(), as_usual(), naming(ghost, trace.where), _Quick(), trace, made_of_values):
+                stack.enter_context(context)
             trace.start(image)
             output = ghost(image)
         if trace.needed_block == block:
@@ -162,10 +197,10 @@ def _traced(
         block = trace.needed_block
 
 
-def _tried(ghost: nn.Module, bands: int, side: int) -> tuple[_Trace, Tensor] | None:
+def _tried(ghost: nn.Module, bands: int, side: int, *, height: int | None = None) -> tuple[_Trace, Tensor] | None:
     """Return what `_traced` does, or None for a size that the model does not take."""
     try:
-        trace, output = _traced(ghost, bands, side)
+        trace, output = _traced(ghost, bands, side, height=height)
     except Exception:  # noqa: BLE001 - as in _takes
         return None
     return (trace, output) if _is_map(output) else None
@@ -191,6 +226,8 @@ def _summary(trace: _Trace, output: Tensor, *, side: int) -> TileGeometry:
     if reach is not None and (odd or margin < 0 or reach.stride != ONE):
         trace.unbounded.append(f"output of {output.shape[-1]} px for an input of {side} px")
         reach = None
+    if reach is None and not trace.unbounded:
+        trace.unbounded.append("output (follows from the image in no known way)")
     stride = lcm(*(s.numerator for s in trace.strides))
 
     halo = core_halo = None
@@ -204,10 +241,16 @@ def _summary(trace: _Trace, output: Tensor, *, side: int) -> TileGeometry:
         halo_px=halo if exact else None,
         core_halo_px=core_halo if exact else None,
         margin_px=max(0, margin),
-        unbounded=tuple(dict.fromkeys(trace.unbounded)),
+        unbounded=_names(trace.unbounded),
         local_halo_px=core_halo,
         least_px=side,
     )
+
+
+def _names(unbounded: list[str]) -> tuple[str, ...]:
+    """Return each name once; of a module that is named, its operators are not named as well."""
+    names = dict.fromkeys(unbounded)
+    return tuple(name for name in names if name.partition(": ")[0] == name or name.partition(": ")[0] not in names)
 
 
 def _beyond(reach: Reach, axis: int, margin: int, stride: int) -> tuple[int, int]:
@@ -280,10 +323,11 @@ class _Quick(TorchDispatchMode):
 class _Trace(TorchDispatchMode):
     """Follows the reach of every tensor through the operators, and names what sees everything."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, flow: Flow) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.block = block
         self.needed_block = block
+        self.flow = flow
         self.strides: set[Fraction] = {Fraction(1)}
         self.unbounded: list[str] = []
         self._reaches: Any = WeakIdKeyDictionary()
@@ -306,27 +350,31 @@ class _Trace(TorchDispatchMode):
         sources = {value: reach for value in tensors_in(args, kwargs) if (reach := self.reach_of(value)) is not None}
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, tuple | list) else (result,)
-        output = outputs[0]
-        if not sources or not isinstance(output, Tensor):
+        named = named_args(func, args, kwargs)
+        name = f"{name_of(self.where)}: {func.overloadpacket.__name__}"
+        if not sources or not outputs or not isinstance(outputs[0], Tensor):
+            if sources and func._schema.is_mutable:  # of lists of maps, all at once
+                self.unbounded.append(name)
+            self.flow.add(name, func, named, outputs)
             return result
 
+        output, taps = outputs[0], None
         try:
-            taps = taps_of(func, call_of(func, args, kwargs, output, lambda value: self.reach_of(value) is not None))
+            if func._schema.is_mutable and self.flow.shares_storage(output):  # views that do not hear of it
+                raise SeesEverythingError
+            taps = taps_of(func, Call(output, named, lambda value: self.reach_of(value) is not None))
             reach = _taps(self, _union([sources[taps.only]] if taps.only is not None else [*sources.values()]), taps)
         except SeesEverythingError:
-            self._note(func)
+            operator = func.overloadpacket.__name__
+            self.unbounded.append(name_of(self.where) if operator in STATISTICS else name)
             reach = self._as_if_local(args, kwargs, output)
         if reach is not None:
             self.strides.update(reach.stride)
             for other in outputs:  # mean and variance, values and their indices
                 if isinstance(other, Tensor) and other.shape[-2:] == output.shape[-2:]:
                     self._reaches[other] = reach
+        self.flow.add(name, func, named, outputs, taps=taps, stride=None if reach is None else reach.stride)
         return result
-
-    def _note(self, func: Any) -> None:
-        where = self.where[-1] if self.where else "model"
-        operator = func.overloadpacket.__name__
-        self.unbounded.append(where if operator in STATISTICS else f"{where}: {operator}")
 
     def _as_if_local(self, args: Any, kwargs: dict[str, Any], output: Tensor) -> Reach | None:
         """Return the reach that the result would have if the operator saw a cell and its neighbours only."""

@@ -66,17 +66,15 @@ class Call:
     @property
     def image(self) -> Tensor:
         """The map that the operator works on."""
-        image: Tensor = self.args["input"] if "input" in self.args else self.args["self"]
+        image: Tensor = next(self.args[name] for name in ("input", "self", "x") if name in self.args)
         return image
 
 
-def call_of(
-    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, is_map: Callable[[Tensor], bool]
-) -> Call:
-    """Return a call of an operator that has been made."""
+def named_args(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults included."""
     named = {arg.name: arg.default_value for arg in func._schema.arguments if arg.has_default_value()}
     named.update(zip((arg.name for arg in func._schema.arguments), args, strict=False))
-    return Call(output, {**named, **kwargs}, is_map)
+    return {**named, **kwargs}
 
 
 def taps_of(func: Any, call: Call) -> Taps:
@@ -86,7 +84,7 @@ def taps_of(func: Any, call: Call) -> Taps:
         SeesEverythingError: Possibly everything.
     """
     rule = RULES.get(func.overloadpacket)
-    if rule is None or _writes_into_a_part(func, call.output):
+    if rule is None or _writes_into_a_view(func, call.output):
         raise SeesEverythingError
     return rule(call)
 
@@ -126,9 +124,11 @@ def naming(model: nn.Module, where: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _writes_into_a_part(func: Any, output: Tensor) -> bool:
-    """Say whether an operator works in place on a view, so that the rest of the map does not hear of it."""
-    return func._schema.is_mutable and output.untyped_storage().nbytes() > output.numel() * output.element_size()
+def _writes_into_a_view(func: Any, output: Tensor) -> bool:
+    """Say whether an operator works in place on a part or a view of a map, so that the map does not hear of it."""
+    if not func._schema.is_mutable:
+        return False
+    return output._is_view() or output.untyped_storage().nbytes() > output.numel() * output.element_size()
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -146,16 +146,26 @@ def _pointwise(call: Call) -> Taps:
         # A map that comes from nowhere, such as a ramp, knows where in the tile a pixel lies.
         if not call.is_map(value) and max(value.shape[-2:], default=1) > 1:
             raise SeesEverythingError
+        # Of a map that is spread over another one, such as its first row, every pixel sees the same cells.
+        if call.is_map(value) and value.shape[-2:] != call.output.shape[-2:]:
+            raise SeesEverythingError
     return SAME
+
+
+def _check_only_map(call: Call) -> None:
+    """Raise if anything beside the map that an operator works on follows from the image, such as its weight."""
+    if any(call.is_map(value) and value is not call.image for value in tensors_in((), call.args)):
+        raise SeesEverythingError
 
 
 def _plane_affine(call: Call) -> Taps:
     """One affine map per channel; where its numbers come from is the matter of other operators."""
+    _check_only_map(call)
     return SAME
 
 
 def _copied(call: Call) -> Taps:
-    if not call.is_map(call["src"]):
+    if not call.is_map(call["src"]) or call["src"].shape[-2:] != call.output.shape[-2:]:
         raise SeesEverythingError
     return Taps(only=call["src"])
 
@@ -174,15 +184,10 @@ def _over_channels(call: Call) -> Taps:
     return SAME
 
 
-def _stack(call: Call) -> Taps:
-    if call["dim"] % call.output.dim() >= call.output.dim() - 2:
-        raise SeesEverythingError
-    return SAME
-
-
 def _convolution(call: Call) -> Taps:
     if not call.is_map(call["input"]):  # the weight is what follows from the image
         raise SeesEverythingError
+    _check_only_map(call)
     kernel = call["weight"].shape[-2:]
     stride, padding, dilation = (pair(call[name]) for name in ("stride", "padding", "dilation"))
     if not call["transposed"]:
@@ -249,10 +254,12 @@ def _pad(call: Call) -> Taps:
 def _batch_norm(call: Call) -> Taps:
     if call.args.get("training", False):
         raise SeesEverythingError
+    _check_only_map(call)
     return SAME
 
 
 def _local_context_norm(call: Call) -> Taps:
+    _check_only_map(call)
     rows, cols = (range(-((size - 1) // 2), size - (size - 1) // 2) for size in call["window"])
     return Taps(rows, cols, full=True)
 
@@ -320,7 +327,7 @@ RULES: dict[Any, Callable[[Call], Taps]] = {
     aten.var_mean: _over_channels,
     aten.sum: _over_channels,
     aten.amax: _over_channels,
-    aten.stack: _stack,
+    aten.stack: _concatenated,
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: _pool,
     aten.max_pool2d: _pool,

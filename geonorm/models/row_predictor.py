@@ -21,6 +21,19 @@ ROUNDING: dict[Precision, float] = {"32-true": 1e-4, "bf16-mixed": 0.1, "16-mixe
 """By how much, of the largest logit, a network may differ from itself."""
 
 
+class DiffersByRowsError(NotByRowsError):
+    """A network that gives by rows something else than at once, though its geometry says what each pixel sees.
+
+    Attributes:
+        name: What it is called among what sees the whole input.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Take the network."""
+        super().__init__("by rows this network gives something else than at once")
+        self.name = f"{type(network).__name__} ({self})"
+
+
 class RowPredictor:
     """A network that takes an image row by row, with the result that `predictor` has of the whole image.
 
@@ -42,6 +55,7 @@ class RowPredictor:
         Raises:
             NotByRowsError: An operator that sees the whole map or has no rule, by name, or that does something else to
                 some rows than to all.
+            DiffersByRowsError: Its values by rows are not those at once.
         """
         if geometry.unbounded:
             raise NotByRowsError(f"{name_some(geometry.unbounded)} see the whole input")
@@ -74,7 +88,7 @@ class RowPredictor:
         whole = predictor(self._network, self._device, precision=self._precision)(image)
         error = (by_rows - whole).abs().max() if by_rows.shape == whole.shape else torch.inf
         if not error <= ROUNDING[self._precision] * (1 + whole.abs().max()):
-            raise NotByRowsError("by rows this network gives something else than at once")
+            raise DiffersByRowsError(self._network)
 
 
 class RowRun:

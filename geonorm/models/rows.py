@@ -25,9 +25,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.models.operators import (
+    Call,
     SeesEverythingError,
     as_usual,
-    call_of,
+    named_args,
     naming,
     taps_of,
     tensors_in,
@@ -291,7 +292,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, maps: Mapping[Tensor, int]
     ) -> Operator | None:
         """Return what is written down of a call; None where no rule tells what it does to rows."""
-        call = call_of(func, args, kwargs, output, lambda value: value in maps)
+        call = Call(output, named_args(func, args, kwargs), lambda value: value in maps)
         try:
             taps = taps_of(func, call)
         except SeesEverythingError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +16,17 @@ from torch.nn import functional as F
 
 from geonorm.errors import InvalidConfigError
 from geonorm.models import TileGeometry, UNet, tile_geometry
+from geonorm.models.flow import further_sizes
 from geonorm.models.unet import Downsample, NormAt, Padding
-from geonorm.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, NormFactory, SwitchableNorm
+from geonorm.norms import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    LocalContrastNorm,
+    NormFactory,
+    SwitchableNorm,
+)
 from tests.models.networks import (
     EXACT_BODIES,
     ROUNDED_BODIES,
@@ -25,6 +35,7 @@ from tests.models.networks import (
     TransposedConv,
     local,
     no_norm,
+    random_image,
     unet,
     with_random_values,
 )
@@ -193,14 +204,14 @@ def test_a_network_that_takes_one_size_only_has_no_exact_halo() -> None:
     assert "256 px is taken, but 260 px is not" in geometry.unbounded[0]
 
 
-def test_a_unet_is_run_three_times_to_tell_its_geometry() -> None:
+def test_a_unet_is_run_four_times_to_tell_its_geometry() -> None:
     network = unet(depth=2)
     runs: list[None] = []
     network.register_forward_pre_hook(lambda *_: runs.append(None))
 
     tile_geometry(network)
 
-    assert len(runs) == 3
+    assert len(runs) == 4  # at three sizes, and at the smallest
 
 
 # Other layers
@@ -292,7 +303,55 @@ def written_into_a_new_map(x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("body", [written_beside, written_into_a_new_map])
+def written_into_a_view(x: Tensor) -> Tensor:
+    """Add to a map its blurred self, through a view of all of it."""
+    y = x.clone()
+    y.view(1, 2, -1, *x.shape[-2:]).add_(F.avg_pool2d(x, 9, 1, 4).view(1, 2, -1, *x.shape[-2:]))
+    return y
+
+
+def written_into_a_slice_of_all(x: Tensor) -> Tensor:
+    """Add to a map its blurred self, through a slice of all of it."""
+    y = x.clone()
+    y[:] += F.avg_pool2d(x, 9, 1, 4)
+    return y
+
+
+def written_below_a_view(x: Tensor) -> Tensor:
+    """Add to a map its blurred self, and look at it through an older view."""
+    y = x.clone()
+    older = y.detach()
+    y += F.avg_pool2d(x, 9, 1, 4)
+    return older
+
+
+def written_below_a_view_of_nothing(x: Tensor) -> Tensor:
+    """Fill a map that comes from nowhere, and look at it through an older view."""
+    y = torch.zeros(x.shape, device=x.device, dtype=x.dtype)
+    older = y.detach()
+    y.copy_(F.avg_pool2d(x, 9, 1, 4))
+    return older
+
+
+def written_by_the_list(x: Tensor) -> Tensor:
+    """Add to a map its blurred self, as optimizers do."""
+    y = x.clone()
+    torch._foreach_add_([y], [F.avg_pool2d(x, 9, 1, 4)])
+    return y
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        written_beside,
+        written_into_a_new_map,
+        written_into_a_view,
+        written_into_a_slice_of_all,
+        written_below_a_view,
+        written_below_a_view_of_nothing,
+        written_by_the_list,
+    ],
+)
 def test_what_is_written_into_part_of_a_map_is_not_lost(body: Callable[[Tensor], Tensor]) -> None:
     network = Network(body)
 
@@ -393,6 +452,143 @@ def test_what_sees_everything_is_named(body: Callable[[Tensor], Tensor], name: s
     assert geometry.halo_px is None
     assert geometry.core_halo_px is None
     assert any(name in found for found in geometry.unbounded), geometry.unbounded
+
+
+def crossed(x: Tensor) -> Tensor:
+    """Overwrite a map with its first row."""
+    y = x.clone()
+    y.copy_(x[..., :1, :])
+    return x + y
+
+
+SEES_THE_TILE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "less its first row": (lambda x: x - x[..., :1, :], "sub"),
+    "less its first column": (lambda x: x - x[..., :1], "sub"),
+    "the greater of it and its first cell": (lambda x: torch.maximum(x, x[..., :1, :1]), "maximum"),
+    "or its first row": (
+        lambda x: torch.where(torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=x.device), x, x[..., :1, :]),
+        "where",
+    ),
+    "overwritten with its first row": (crossed, "copy_"),
+    "convolved with its first cells": (lambda x: x + F.conv2d(x, x[..., :3, :3], padding=1), "convolution"),
+    "stacked on a ramp": (
+        lambda x: torch.stack([x, torch.linspace(0, 1, x.shape[-1], device=x.device).expand_as(x)], dim=1).sum(1),
+        "stack",
+    ),
+    "over its width": (lambda x: x * (100 / x.shape[-1]), "mul"),
+    "times its pixels": (lambda x: x * x.numel(), "mul"),
+    "times its aspect": (lambda x: x * (x.shape[-2] / x.shape[-1]), "mul"),
+    "times a tensor of its width": (lambda x: x * torch.tensor([x.shape[-1]], device=x.device), "tensor"),
+    "times a scalar tensor of its width": (lambda x: x * torch.tensor(x.shape[-1]), "tensor"),
+    "times a map full of its width": (lambda x: x * torch.full((1, 1, 1, 1), x.shape[-1], device=x.device), "full"),
+    "times a sum over its size": (lambda x: x * torch.ones(x.shape[-2:], device=x.device).sum(), "ones"),
+    "if its width is odd": (lambda x: x * 2 if x.shape[-1] % 2 else x, "mul"),
+    "if its width is not of threes": (lambda x: x * 2 if x.shape[-1] % 3 else x, "mul"),
+    "if its width is not of fives": (lambda x: x * 2 if x.shape[-1] % 5 else x, "mul"),
+    "if it is a square": (lambda x: x * 2 if x.shape[-1] == x.shape[-2] else x, "mul"),
+    "if it is large": (lambda x: x * 2 if x.shape[-1] > 500 else x, "mul"),
+    "by one of two ways": (lambda x: x.add(1) * (x, x.sigmoid())[x.shape[-1] % 2], "mul"),
+}
+
+
+class OneOfThree(nn.Module):
+    """A convolution, which one says the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the convolution whose turn it is."""
+        convolved: Tensor = self.convs[x.shape[-1] % 3](x)
+        return convolved
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [*SEES_THE_TILE.values(), (OneOfThree(), "body.convs.1 (Conv2d): convolution")],
+    ids=[*SEES_THE_TILE, "one of three convolutions"],
+)
+def test_what_is_given_by_the_edges_or_the_size_of_the_tile_is_named(
+    body: Callable[[Tensor], Tensor], name: str
+) -> None:
+    network = with_random_values(Network(body))
+    image = random_image(1, 3, 525, 525)  # of threes, of fives, odd
+    tile = image[..., 100:356, 100:384]
+    with torch.no_grad():
+        whole, tiled = network(image)[..., 150:306, 150:334], network(tile)[..., 50:-50, 50:-50]
+    assert (tiled - whole).abs().max() > 1e-3  # no halo of up to 50 px makes them one
+
+    geometry = tile_geometry(network)
+
+    assert geometry.halo_px is None
+    assert geometry.core_halo_px is None
+    assert any(name in found for found in geometry.unbounded), geometry.unbounded
+
+
+def blurred(x: Tensor) -> Tensor:
+    """Blur each channel with weights that are made on the spot."""
+    weights = torch.tensor([1.0, 2.0, 1.0], device=x.device).to(x.dtype)
+    return F.conv2d(x, (weights / weights.sum()).view(1, 1, 1, 3).expand(4, 1, 1, 3), padding=(0, 1), groups=4)
+
+
+def cut_to_the_smaller(x: Tensor) -> Tensor:
+    """Add the middle of a map to what an unpadded convolution left of it."""
+    smaller = F.avg_pool2d(x, 5, 1)
+    first = (x.shape[-1] - smaller.shape[-1]) // 2
+    return smaller + x.narrow(-1, first, smaller.shape[-1]).narrow(-2, first, smaller.shape[-2])
+
+
+def padded_to_the_larger(x: Tensor) -> Tensor:
+    """Widen a map to the lengths of another, then pad what lacks, as many U-Nets do."""
+    y = F.interpolate(F.max_pool2d(x, 2), size=(x.shape[-2], x.shape[-1]))
+    lacking = x.shape[-1] - y.shape[-1]
+    return x + F.pad(y, (lacking // 2, lacking - lacking // 2))
+
+
+def filled(x: Tensor) -> Tensor:
+    """Fill a new map of the same lengths."""
+    y = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+    y.copy_(F.avg_pool2d(x, 3, 1, 1))
+    return y.expand(-1, -1, x.shape[-2], x.shape[-1])
+
+
+ONLY_LENGTHS: list[Callable[[Tensor], Tensor]] = [blurred, cut_to_the_smaller, padded_to_the_larger, filled]
+
+
+@pytest.mark.parametrize("body", ONLY_LENGTHS)
+def test_what_knows_lengths_only_to_make_maps_fit_keeps_its_halo(body: Callable[[Tensor], Tensor]) -> None:
+    network = Network(body)
+
+    geometry = tile_geometry(network)
+
+    assert told(geometry) == seen_by_nan(network, geometry)
+
+
+@given(side=st.integers(1, 2048), stride_px=st.integers(1, 64))
+def test_further_sizes_keep_to_the_stride_and_differ_in_what_is_left_over(side: int, stride_px: int) -> None:
+    for height, width in further_sizes(side, stride_px):
+        assert (height - side) % stride_px == (width - side) % stride_px == 0
+        assert len({side, side + stride_px, width, height}) == 4
+        for prime in (2, 3, 5):
+            rests = {px % prime for px in (side, side + stride_px, width)}
+            if stride_px % prime:
+                assert 0 in rests
+                assert len(rests) == min(prime, 3)
+
+
+def test_of_a_module_that_is_named_the_operators_are_not_named_too() -> None:
+    geometry = tile_geometry(unet(partial(LocalContrastNorm, window_cells=3), norm_at="block"))
+
+    places = ("encoder.0.3", "bottom.3", "decoder.0.3")
+    assert geometry.unbounded == tuple(f"{place} (LocalContrastNorm)" for place in places)
+
+
+def test_an_output_that_is_not_of_the_image_has_no_exact_halo() -> None:
+    geometry = tile_geometry(Network(lambda x: torch.zeros(x.shape, device=x.device)))
+
+    assert geometry.halo_px is None
+    assert geometry.unbounded
 
 
 POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {

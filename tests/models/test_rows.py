@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from geonorm.models import UNet, build_smp, tile_geometry
 from geonorm.models.bitwise import BitwiseConvolutions
 from geonorm.models.predictor import predictor
-from geonorm.models.row_predictor import RowPredictor
+from geonorm.models.row_predictor import DiffersByRowsError, RowPredictor
 from geonorm.models.rows import NotByRowsError, RowNetwork, RowStream
 from geonorm.norms import BatchNorm, GroupNorm, NormFactory, SwitchableNorm
 from tests.models.networks import (
@@ -278,8 +278,8 @@ def test_an_output_that_is_not_of_the_image_is_refused() -> None:
 def test_a_network_that_does_something_else_to_another_size_is_found_out() -> None:
     network = Network(lambda x: x * x.shape[2])
 
-    with pytest.raises(NotByRowsError, match="something else than at once"):
-        RowPredictor(network, tile_geometry(network), CPU)
+    with pytest.raises(DiffersByRowsError, match="something else than at once"):
+        RowPredictor(network, tile_geometry(Network(nn.Identity())), CPU)
 
 
 def test_writing_into_what_another_way_still_needs_is_found_out() -> None:
@@ -288,5 +288,5 @@ def test_writing_into_what_another_way_still_needs_is_found_out() -> None:
         way.relu_()  # x as well
         return F.avg_pool2d(x, 3, 1, 1) + way
 
-    with pytest.raises(NotByRowsError, match="something else than at once"):
-        RowPredictor(Network(body), tile_geometry(Network(body)), CPU)
+    with pytest.raises(DiffersByRowsError, match="something else than at once"):
+        RowPredictor(Network(body), tile_geometry(Network(nn.AvgPool2d(3, 1, 1))), CPU)
