@@ -13,9 +13,10 @@ from geonorm.errors import InvalidConfigError, name_some
 from geonorm.inference.activations import stream_bytes
 from geonorm.inference.halo import Halo, HaloChoice, check_halo
 from geonorm.inference.memory import available_memory
+from geonorm.inference.views import Views
 from geonorm.models import TileGeometry
 from geonorm.models.predictor import Backend, Precision
-from geonorm.models.row_predictor import RowPredictor
+from geonorm.models.row_predictor import DiffersByRowsError, RowPredictor
 from geonorm.models.rows import NotByRowsError
 from geonorm.raster.window import Window
 from geonorm.tiling.blending import Blend
@@ -94,7 +95,7 @@ class Wish:
         for asked, why in (
             (self.blend != "none", f"blend={self.blend} averages tiles"),
             (self.phases > 1, f"tta={self.tta} reads every tile at several phases"),
-            (self.tta == "d4", "tta=d4 turns tiles"),
+            (Views.parse(self.tta).orientations != "none", f"tta={self.tta} turns tiles"),
             (self.compile, "compile=true compiles the network for tiles"),
             (self.backend != "torch", f"backend={self.backend} runs the network as a whole"),
         ):
@@ -124,6 +125,8 @@ def choose_rows(
 
     Raises:
         InvalidConfigError: ``engine="rows"`` where that cannot be.
+        DiffersByRowsError: With ``engine="auto"``, a network whose halo is not exact in tiles either, since by rows it
+            gives something else than at once.
     """
     if wish.engine == "tiles":
         return None, ""
@@ -138,6 +141,10 @@ def choose_rows(
     if obstacle is None:
         try:
             predictor = RowPredictor(network, geometry, torch.device(device), precision=wish.precision)
+        except DiffersByRowsError as error:
+            if wish.engine == "auto":
+                raise
+            obstacle = str(error)
         except NotByRowsError as error:
             obstacle = str(error)
     if predictor is None:

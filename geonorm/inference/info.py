@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from geonorm.inference.halo import AFFORDABLE_OVERHEAD, affordable_core_px
 from geonorm.models import TileGeometry
 from geonorm.models.rescale import rescale_of
-from geonorm.models.row_predictor import RowPredictor
+from geonorm.models.row_predictor import DiffersByRowsError, RowPredictor
 from geonorm.models.rows import NotByRowsError
 from geonorm.norms import LocalContextNorm
 from geonorm.tasks.checkpoint import Description, TrainedModel
@@ -49,34 +49,34 @@ def _localized_lines(model: TrainedModel) -> list[str]:
 
 
 def _geometry_lines(geometry: TileGeometry, network: nn.Module) -> list[str]:
+    unbounded, in_rows = list(geometry.unbounded), "in rows 1x"
+    if not unbounded:
+        try:
+            RowPredictor(network, geometry, rescale_of(network).mean.device)
+        except DiffersByRowsError as error:
+            unbounded.append(error.name)
+        except NotByRowsError as error:
+            in_rows = f"not in rows ({error})"
     lines = [
         f"stride       {geometry.stride_px} px: the tile grid moves in steps of this",
         f"margin       {geometry.margin_px} px lost on each side",
         f"input sides  {geometry.least_px} px plus multiples of {geometry.stride_px}",
     ]
-    if geometry.unbounded:
+    if unbounded:
         lines.append("halo         none is exact: the labels depend on the tiles, because these see the whole input:")
-        lines += [f"             {name}" for name in geometry.unbounded]
+        lines += [f"             {name}" for name in unbounded]
         return lines
     lines.append(
         f"halo         exact at {geometry.core_halo_px} px around a core (one pixel sees {geometry.halo_px} px far)"
     )
     in_tiles = ", ".join(f"core {core}: {_overhead(geometry, core):.1f}x" for core in CORES_PX)
-    lines.append(f"exact cost   {_cost_of_rows(geometry, network)}; in tiles {in_tiles}")
+    lines.append(f"exact cost   {in_rows}; in tiles {in_tiles}")
     plan = Plan(height=1, width=1, core_px=geometry.stride_px, network=network_of(geometry))
     core_px = affordable_core_px(geometry, plan)
     lines.append(f"             at most {AFFORDABLE_OVERHEAD:g}x from core {core_px} on")
     if geometry.stride_px > 1:
         lines.append(f"phases       {_phases_in_words(geometry)}")
     return lines
-
-
-def _cost_of_rows(geometry: TileGeometry, network: nn.Module) -> str:
-    try:
-        RowPredictor(network, geometry, rescale_of(network).mean.device)
-    except NotByRowsError as error:
-        return f"not in rows ({error})"
-    return "in rows 1x"
 
 
 def _phases_in_words(geometry: TileGeometry) -> str:

@@ -209,6 +209,7 @@ def _label(
             "halo": asdict(work.job.halo),
             "stats": work.statistics,
             "engine": [work.job.rows and work.job.rows.as_plain(), work.job.engine],
+            "unbounded": list(work.job.geometry.unbounded),
             "assembly": work.plan.as_plain(),
         },
         shard=options.shard,

@@ -29,6 +29,7 @@ from geonorm.inference.outputs import Kept
 from geonorm.inference.scale import warn_of_values
 from geonorm.inference.targets import is_made
 from geonorm.inference.views import Views
+from geonorm.models.row_predictor import DiffersByRowsError
 from geonorm.raster.area import AreaMissesError, AreaOnGrid
 from geonorm.raster.grid import Grid
 from geonorm.raster.mosaic import Mosaic
@@ -184,22 +185,21 @@ def prepare_work(
         model = stats.model
         if statistics:
             stats.fix(statistics)
-    if options.core_px != "auto":
-        core = options.core_px, ""
-    else:
-        core = known.get("core") or choose_core_px(
+    stride = model.geometry.stride_px
+    core = known.get("core") if options.core_px == "auto" else (options.core_px, "")
+    usual_core = core or (-(-USUAL_CORE_PX // stride) * stride, "")
+    model, rows, engine = _rows_of(model, reader, usual_core[0], area, options, known, device)
+    if rows is not None:
+        core = usual_core
+    if core is None:
+        core = choose_core_px(
             model.geometry,
             network=model.network,
             bands=len(reader.bands),
             memory_bytes=available_memory(device),
             batch_size=options.batch_size,
-            phases=Views.parse(options.tta).phases_of(model.geometry.stride_px),
+            phases=Views.parse(options.tta).phases_of(stride),
         )
-    stride = model.geometry.stride_px
-    usual_core = core if known or options.core_px != "auto" else (-(-USUAL_CORE_PX // stride) * stride, "")
-    rows, engine = _rows_of(model, reader, usual_core[0], area, options, known, device)
-    if rows is not None:
-        core = usual_core
     job = prepare(
         model,
         reader,
@@ -262,14 +262,18 @@ def _rows_of(
     options: Options,
     known: Mapping[str, Any],
     device: str,
-) -> tuple[Rows | None, str]:
-    """Return how the raster goes through in rows, None where it goes in tiles; and why."""
+) -> tuple[TrainedModel, Rows | None, str]:
+    """Return how the raster goes through in rows, None where it goes in tiles; and why.
+
+    The model comes back without an exact halo if rows show that it has none.
+    """
     if known:
         earlier, why = known["engine"]
+        model = _without_exact_halo(model, *known["unbounded"])
         if earlier is None:
-            return None, why
+            return model, None, why
         rows = known_rows(earlier, model.network, model.geometry, precision=options.precision, device=device)
-        return rows, why
+        return model, rows, why
     plan = plan_without_halo(reader, model.geometry, core_px=core_px, grid_offset_px=options.grid_offset_px)
     wish = Wish(
         engine=options.engine,
@@ -281,14 +285,27 @@ def _rows_of(
         backend=options.backend,
         precision=options.precision,
     )
-    return choose_rows(
-        model.network,
-        model.geometry,
-        plan,
-        wish=wish,
-        device=device,
-        share=lambda: data_share(reader.read, plan, None if area is None else area.inside),
-    )
+    try:
+        found = choose_rows(
+            model.network,
+            model.geometry,
+            plan,
+            wish=wish,
+            device=device,
+            share=lambda: data_share(reader.read, plan, None if area is None else area.inside),
+        )
+    except DiffersByRowsError as error:
+        return _without_exact_halo(model, error.name), None, f"tiles, since {error}"
+    return model, *found
+
+
+def _without_exact_halo(model: TrainedModel, *names: str) -> TrainedModel:
+    """Return a model that is known to see the whole input by what is named, if anything is."""
+    if not names:
+        return model
+    geometry, model = model.geometry.without_exact_halo(*names), replace(model)
+    vars(model)["geometry"] = geometry  # where its `cached_property` looks
+    return model
 
 
 def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:
@@ -352,11 +369,11 @@ def _window_on(grid: Grid, other: Grid) -> Window:
 
 
 def _known(strips: StripFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run with the same settings has chosen: ``core``, ``halo`` and ``engine``."""
+    """Return what an earlier run with the same settings has chosen and found out."""
     earlier, facts = strips.read_plan(), json.loads(json.dumps(facts))
     if earlier is None or any(earlier["facts"].get(name) != fact for name, fact in facts.items()):
         return {}
-    return {name: earlier[name] for name in ("core", "halo", "engine", "stats")}
+    return {name: earlier[name] for name in ("core", "halo", "engine", "stats", "unbounded")}
 
 
 def _warn_of_resolution(reader: RasterSource, spec: DatasetSpec) -> None:

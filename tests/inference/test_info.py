@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from torch import nn
@@ -11,11 +12,11 @@ from geonorm.data.spec import INRIA, DatasetSpec
 from geonorm.inference.info import describe_model
 from geonorm.inference.job import as_trained
 from geonorm.models import Rescale, tile_geometry
-from geonorm.norms import BatchNorm, GroupNorm
+from geonorm.norms import BatchNorm, GroupNorm, LocalContrastNorm
 from geonorm.tasks.checkpoint import TrainedModel
 from geonorm.tasks.segmentation import network_of
 from geonorm.tiling.plan import Plan
-from tests.models.networks import local, unet
+from tests.models.networks import Network, local, unet
 
 
 def trained(network: nn.Module, spec: DatasetSpec = INRIA) -> TrainedModel:
@@ -139,4 +140,19 @@ def test_what_sees_everything_is_named_where_the_halo_would_stand() -> None:
     assert "none is exact" in line_of(text, "halo")
     for place in ("encoder.0.3", "bottom.3", "decoder.0.3"):
         assert line_of(text, f"{place} (GroupNorm)")
+    assert "exact cost" not in text
+
+
+def test_a_layer_that_sees_everything_by_several_operators_has_one_line() -> None:
+    text = describe_model(trained(unet(partial(LocalContrastNorm, window_cells=3), norm_at="block")))
+
+    for place in ("encoder.0.3", "bottom.3", "decoder.0.3"):
+        assert line_of(text, f"{place} (LocalContrastNorm)").endswith(f"{place} (LocalContrastNorm)")
+
+
+def test_a_network_that_gives_something_else_by_rows_is_named_where_the_halo_would_stand() -> None:
+    text = describe_model(trained(Network(lambda x: -x if x.shape[-2] <= 10 else x)))
+
+    assert "none is exact" in line_of(text, "halo")
+    assert line_of(text, "Network (by rows this network gives something else than at once)")
     assert "exact cost" not in text

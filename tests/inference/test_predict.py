@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo.cogeo import cog_validate
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import geonorm
 from geonorm.errors import GeonormWarning, InvalidConfigError, RasterError, TargetExistsError
 from geonorm.inference import Options, engines, predict_raster
 from geonorm.inference.job import as_trained
+from geonorm.inference.journal import Journal
 from geonorm.inference.outputs import NODATA_LABEL
 from geonorm.models import UNet, tile_geometry
 from geonorm.models.row_predictor import RowPredictor, RowRun
@@ -33,7 +35,7 @@ from geonorm.norms import BatchNorm, GroupNorm, NormFactory
 from geonorm.raster.read import open_raster
 from geonorm.tasks.checkpoint import TrainedModel
 from tests.inference.rasters import UTM, draw, labels_in, noise, place
-from tests.models.networks import local, unet
+from tests.models.networks import Network, local, unet
 
 pytestmark = pytest.mark.usefixtures("both_engines")
 
@@ -497,6 +499,7 @@ def test_rows_and_tiles_make_the_same_map(source: Path, target: Path, norm: Norm
         ({"halo": 2}, "halo=2 asks for another"),
         ({"blend": "linear"}, "tiles, since blend=linear averages tiles"),
         ({"tta": "d4"}, "tiles, since tta=d4 turns tiles"),
+        ({"tta": "d4+phases:1"}, "tiles, since tta=d4+phases:1 turns tiles"),
         ({"tta": "phases"}, "tiles, since tta=phases reads every tile at several phases"),
     ],
 )
@@ -507,6 +510,76 @@ def test_auto_says_what_it_takes_and_why(source: Path, target: Path, settings: d
 
     assert words in told[0]
     assert ("rows     16 at a time" in told[0]) == (not settings)
+
+
+@pytest.mark.usefixtures("usual_engine")
+def test_auto_turns_tiles_at_one_phase_as_without_phases(source: Path, target: Path) -> None:
+    found = {}
+    for tta in ("none", "d4", "d4+phases:1"):
+        predict_raster(unet(), source, target, core_px=16, tta=tta, outputs=["logits"], overwrite=True)
+        found[tta] = rasterio.open(target).read()
+
+    np.testing.assert_array_equal(found["d4+phases:1"], found["d4"])
+    assert np.abs(found["d4"] - found["none"]).max() > 1e-3
+
+
+def other_way_round_if_small(x: Tensor) -> Tensor:
+    """Blur a map, and turn the signs of one of few rows."""
+    y = F.avg_pool2d(x, 33, 1, 16)
+    return -y if x.shape[-2] <= 10 else y
+
+
+@pytest.mark.usefixtures("usual_engine")
+def test_a_network_that_gives_something_else_by_rows_is_not_called_exact_in_tiles(source: Path, target: Path) -> None:
+    network, told = Network(other_way_round_if_small), list[str]()
+    assert not tile_geometry(network).unbounded
+
+    with pytest.warns(GeonormWarning, match=r"Network \(by rows .* something else than at once\) see the whole input"):
+        result = predict_raster(network, source, target, core_px=16, on_plan=told.append)
+
+    assert result.halo.kind == "measured"
+    assert result.unbounded == ("Network (by rows this network gives something else than at once)",)
+    assert "engine   tiles, since by rows this network gives something else than at once" in told[0]
+    assert "labels   may depend on the tiles" in told[0]
+    with rasterio.open(target) as made:
+        assert made.tags()["geonorm_tile_independent"] == "no"
+
+
+@pytest.mark.usefixtures("usual_engine")
+def test_a_network_that_gives_something_else_by_rows_has_no_exact_halo(source: Path, target: Path) -> None:
+    with pytest.raises(InvalidConfigError, match="There is no exact halo: Network"):
+        predict_raster(Network(other_way_round_if_small), source, target, core_px=16, halo="exact")
+    with pytest.raises(InvalidConfigError, match="engine=rows cannot be: by rows this network gives something else"):
+        predict_raster(Network(other_way_round_if_small), source, target, core_px=16, engine="rows")
+
+
+@pytest.mark.usefixtures("usual_engine")
+@pytest.mark.filterwarnings("ignore:The labels depend on the tiles:geonorm.errors.GeonormWarning")
+def test_what_rows_found_out_is_known_to_the_run_that_goes_on(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = partial(predict_raster, Network(other_way_round_if_small), source, target, core_px=16)
+    expected = work()
+    map_bytes = target.read_bytes()
+    target.unlink()
+    keep, kept = Journal.keep, list[int]()
+
+    def keep_one(journal: Journal, row: int, layers: Any) -> None:
+        if kept:
+            raise RasterError("the source has gone.")
+        kept.append(row)
+        keep(journal, row, layers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "keep", keep_one)
+        with pytest.raises(RasterError):
+            work()
+    monkeypatch.setattr(RowPredictor, "__init__", lambda *_, **__: pytest.fail("it is tried again"))
+
+    result = work()
+
+    assert (result.unbounded, result.halo) == (expected.unbounded, expected.halo)
+    assert target.read_bytes() == map_bytes
 
 
 @pytest.mark.usefixtures("usual_engine")
@@ -536,6 +609,7 @@ def test_auto_takes_the_exact_halo_by_rows_where_it_is_dear_by_tiles(source: Pat
     [
         ({"blend": "hann"}, "blend=hann averages tiles"),
         ({"tta": "phases:4"}, "tta=phases:4 reads every tile"),
+        ({"tta": "d4+phases:1"}, "tta=d4+phases:1 turns tiles"),
         ({"halo": 2}, "rows have the exact halo of 8 px, and halo=2 asks for another"),
         ({"compile": True}, "compile=true"),
     ],
