@@ -90,7 +90,7 @@ def headline(runs: Sequence[Run]) -> str:
 
 
 def halos(runs: Sequence[Run]) -> str:
-    """Return which halo each model read at which cost, and a warning where the halos are of different kinds."""
+    """Return which halo each model read at which cost, with warnings: of halos of different kinds, of small rasters."""
     parts = []
     for name, of_name in by_name(runs).items():
         widths = [f"{run['halo_px']}{SPACE}px {run['halo_kind']}" for run in of_name]
@@ -102,7 +102,20 @@ def halos(runs: Sequence[Run]) -> str:
             " The halos are of different kinds, so networks differ by what their halos cost and leave out as well as "
             "by their norms; --halo with a number of pixels gives all of them the same."
         )
-    return text
+    return text + _nothing_to_tell(runs)
+
+
+def _nothing_to_tell(runs: Sequence[Run]) -> str:
+    """Return a caution about rasters so small that a tile of a network that depends on its tiles reads the whole."""
+    small = [run for run in runs if not run["tile_independent"] and run["read_px"] >= max(run["height"], run["width"])]
+    if not small:
+        return ""
+    files = listed([*dict.fromkeys(PurePath(run["source"]).name for run in small)])
+    models = listed([*dict.fromkeys(run["model"] for run in small)])
+    return (
+        f" Every tile of {files} reads about all there is, so moves of the grid tell nothing of {models} there; take "
+        "larger rasters, or a smaller --core_px."
+    )
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:

@@ -91,13 +91,13 @@ class Wish:
             return f"{name_some(geometry.unbounded)} see the whole input"
         exact_px = geometry.core_halo_px or 0
         if self.halo == "measured" or (isinstance(self.halo, int) and self.halo < exact_px):
-            return f"rows have the exact halo of {exact_px} px, and halo={self.halo} asks for another"
+            return f"rows have the exact halo of {exact_px} px, and --halo {self.halo} asks for another"
         for asked, why in (
-            (self.blend != "none", f"blend={self.blend} averages tiles"),
-            (self.phases > 1, f"tta={self.tta} reads every tile at several phases"),
-            (Views.parse(self.tta).orientations != "none", f"tta={self.tta} turns tiles"),
-            (self.compile, "compile=true compiles the network for tiles"),
-            (self.backend != "torch", f"backend={self.backend} runs the network as a whole"),
+            (self.blend != "none", f"--blend {self.blend} averages tiles"),
+            (self.phases > 1, f"--tta {self.tta} reads every tile at several phases"),
+            (Views.parse(self.tta).orientations != "none", f"--tta {self.tta} turns tiles"),
+            (self.compile, "--compile compiles the network for tiles"),
+            (self.backend != "torch", f"--backend {self.backend} runs the network as a whole"),
         ):
             if asked:
                 return why
@@ -149,14 +149,14 @@ def choose_rows(
             obstacle = str(error)
     if predictor is None:
         if wish.engine == "rows":
-            raise InvalidConfigError(f"engine=rows cannot be: {obstacle}. Take engine=tiles or auto.")
+            raise InvalidConfigError(f"--engine rows cannot be: {obstacle}. Take --engine tiles or auto.")
         return None, f"tiles, since {obstacle}"
     memory_bytes = available_memory(device)
     found = _fitting(predictor, geometry, exact, most_bytes=round(ROWS_SHARE * memory_bytes), device=device)
     if found is None:
         why = f"the rows it keeps do not fit into a third of the {memory_bytes / 1e9:.1f} GB of free memory"
         if wish.engine == "rows":
-            raise InvalidConfigError(f"engine=rows cannot be: {why}. Take engine=tiles.")
+            raise InvalidConfigError(f"--engine rows cannot be: {why}. Take --engine tiles.")
         return None, f"tiles, since {why}"
     row_plan, (peak_bytes, heap_bytes) = found
     cost = row_plan.overhead(exact)

@@ -44,6 +44,20 @@ def test_halos_of_different_kinds_are_warned_of() -> None:
     )
 
 
+def test_rasters_that_a_tile_reads_whole_are_warned_of() -> None:
+    small = {"height": 300, "width": 300, "source": "images/small.tif"}
+    runs = [
+        run("LCN", [], **small),
+        run("GN", [], tile_independent=False, **small),
+        run("GN", [], tile_independent=False),
+    ]
+
+    assert "Every tile of small.tif reads about all there is, so moves of the grid tell nothing of GN there" in halos(
+        runs
+    )
+    assert "Every tile" not in halos([runs[0], runs[2]])
+
+
 def test_models_that_change_as_little_are_named_together() -> None:
     runs = [run(name, [comparison(flips=flips)]) for name, flips in (("GN", 360), ("BN", 0), ("LCN", 0))]
 

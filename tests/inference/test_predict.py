@@ -495,12 +495,12 @@ def test_rows_and_tiles_make_the_same_map(source: Path, target: Path, norm: Norm
         ({}, "do not depend on the tiles"),
         ({"engine": "tiles"}, "cores of 16 px"),
         ({"core_px": 256}, "tiles, since rows cost as much"),
-        ({"halo": "measured"}, "halo=measured asks for another"),
-        ({"halo": 2}, "halo=2 asks for another"),
-        ({"blend": "linear"}, "tiles, since blend=linear averages tiles"),
-        ({"tta": "d4"}, "tiles, since tta=d4 turns tiles"),
-        ({"tta": "d4+phases:1"}, "tiles, since tta=d4+phases:1 turns tiles"),
-        ({"tta": "phases"}, "tiles, since tta=phases reads every tile at several phases"),
+        ({"halo": "measured"}, "--halo measured asks for another"),
+        ({"halo": 2}, "--halo 2 asks for another"),
+        ({"blend": "linear"}, "tiles, since --blend linear averages tiles"),
+        ({"tta": "d4"}, "tiles, since --tta d4 turns tiles"),
+        ({"tta": "d4+phases:1"}, "tiles, since --tta d4+phases:1 turns tiles"),
+        ({"tta": "phases"}, "tiles, since --tta phases reads every tile at several phases"),
     ],
 )
 def test_auto_says_what_it_takes_and_why(source: Path, target: Path, settings: dict[str, Any], words: str) -> None:
@@ -549,7 +549,7 @@ def test_a_network_that_gives_something_else_by_rows_is_not_called_exact_in_tile
 def test_a_network_that_gives_something_else_by_rows_has_no_exact_halo(source: Path, target: Path) -> None:
     with pytest.raises(InvalidConfigError, match="There is no exact halo: Network"):
         predict_raster(Network(other_way_round_if_small), source, target, core_px=16, halo="exact")
-    with pytest.raises(InvalidConfigError, match="engine=rows cannot be: by rows this network gives something else"):
+    with pytest.raises(InvalidConfigError, match="--engine rows cannot be: by rows this network gives something else"):
         predict_raster(Network(other_way_round_if_small), source, target, core_px=16, engine="rows")
 
 
@@ -607,21 +607,21 @@ def test_auto_takes_the_exact_halo_by_rows_where_it_is_dear_by_tiles(source: Pat
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"blend": "hann"}, "blend=hann averages tiles"),
-        ({"tta": "phases:4"}, "tta=phases:4 reads every tile"),
-        ({"tta": "d4+phases:1"}, "tta=d4+phases:1 turns tiles"),
-        ({"halo": 2}, "rows have the exact halo of 8 px, and halo=2 asks for another"),
-        ({"compile": True}, "compile=true"),
+        ({"blend": "hann"}, "--blend hann averages tiles"),
+        ({"tta": "phases:4"}, "--tta phases:4 reads every tile"),
+        ({"tta": "d4+phases:1"}, "--tta d4+phases:1 turns tiles"),
+        ({"halo": 2}, "rows have the exact halo of 8 px, and --halo 2 asks for another"),
+        ({"compile": True}, "--compile compiles"),
     ],
 )
 def test_rows_that_cannot_be_are_one_line(source: Path, target: Path, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidConfigError, match=rf"engine=rows cannot be: {re.escape(words)}"):
+    with pytest.raises(InvalidConfigError, match=rf"--engine rows cannot be: {re.escape(words)}"):
         predict_raster(unet(), source, target, engine="rows", **settings)
     assert not target.exists()
 
 
 def test_rows_of_a_network_that_sees_everything_are_one_line(source: Path, target: Path) -> None:
-    with pytest.raises(InvalidConfigError, match=r"engine=rows cannot be: encoder\.0\.1 \(GroupNorm\)"):
+    with pytest.raises(InvalidConfigError, match=r"--engine rows cannot be: encoder\.0\.1 \(GroupNorm\)"):
         predict_raster(unet(GroupNorm), source, target, engine="rows")
 
 
@@ -645,7 +645,7 @@ def test_where_not_even_a_block_fits_it_is_said(source: Path, target: Path, monk
     told: list[str] = []
     monkeypatch.setattr(engines, "available_memory", lambda device: 3000)
 
-    with pytest.raises(InvalidConfigError, match="engine=rows cannot be: the rows it keeps do not fit"):
+    with pytest.raises(InvalidConfigError, match="--engine rows cannot be: the rows it keeps do not fit"):
         predict_raster(unet(), source, target, core_px=16, engine="rows")
     predict_raster(unet(), source, target, core_px=16, on_plan=told.append)
 
