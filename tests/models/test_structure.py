@@ -113,7 +113,7 @@ def adding(number: float) -> Callable[[Tensor], Tensor]:
         (nn.ReLU, nn.SiLU),
         (1.5, float("inf")),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_any_attribute_is_a_setting(one: Any, other: Any) -> None:
     assert structure_of(Thing(_it=one)) == structure_of(Thing(_it=one))
