@@ -109,13 +109,13 @@ def run(options: argparse.Namespace) -> None:
     core_px, halo = _core_px(options.core_px), as_halo(options.halo)
     resolution_m = _resolution_m(options.resolution_m)
     _check_files([options.checkpoint, *options.source])
+    _check_apart(options.checkpoint, options.target)
     sources: list[str] = options.source
     several = len(sources) > 1 or Path(sources[0]).is_dir() or sources[0].endswith(".txt")
     if not several and not options.target.lower().endswith(SUFFIXES):
         raise InvalidConfigError(
             f"a map is a GeoTIFF: give a target that ends with {' or '.join(SUFFIXES)}, got {options.target!r}."
         )
-    _check_apart(options.checkpoint, options.target)
     from geonorm.inference import Options, predict_raster, predict_rasters
     from geonorm.tasks.checkpoint import load_model
 

@@ -125,7 +125,7 @@ def test_the_map_says_how_it_was_made(source: Path, target: Path) -> None:
         tags = {name: text for name, text in made.tags().items() if name.startswith("geonorm")}
     network = json.loads(tags.pop("geonorm_network"))
     assert network["class_path"].endswith("UNet")
-    assert all(re.fullmatch("[0-9a-f]{16}", tags.pop(f"geonorm_{name}")) for name in ("model", "config"))
+    assert all(re.fullmatch("[0-9a-f]{16}", tags.pop(f"geonorm_{name}")) for name in ("model", "config", "source"))
     assert tags == {
         "geonorm_version": geonorm.__version__,
         "geonorm_checkpoint": "last.ckpt",
