@@ -27,13 +27,9 @@ from geonorm.models import UNet, build_smp
 from geonorm.models.onnx_program import as_onnx
 from geonorm.norms import (
     BatchNorm,
-    BatchRenorm,
     GroupNorm,
-    InstanceNorm,
-    LayerNorm,
     LocalContextNorm,
     NormFactory,
-    PositionalNorm,
     SwitchableNorm,
 )
 from geonorm.tasks.checkpoint import TrainedModel, describe_factory, save_model
@@ -42,11 +38,7 @@ from tests.models.networks import local, unet, with_random_values
 LOCAL = partial(LocalContextNorm, group_size=2)
 SLOW_NORMS: list[NormFactory] = [
     partial(GroupNorm, group_size=2),
-    InstanceNorm,
-    LayerNorm,
     SwitchableNorm,
-    BatchRenorm,
-    PositionalNorm,
     partial(LOCAL, window_px=9, border="clip"),
     partial(SwitchableNorm, pool=("LN", "LCN"), window_px=9, group_size=2),
 ]
@@ -104,11 +96,8 @@ def test_the_file_computes_what_the_network_does_at_any_size(norm: NormFactory, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize(
-    ("arch", "encoder"), [("unet", "resnet18"), ("deeplabv3plus", "resnet18"), ("fpn", "resnet18")]
-)
-def test_networks_of_smp_are_written(arch: str, encoder: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "suffix"), [("unet", ".onnx"), ("deeplabv3plus", ".onnx"), ("fpn", ".pt2")])
+def test_networks_of_smp_are_written(arch: str, suffix: str, tmp_path: Path) -> None:
     norm = partial(LocalContextNorm, window_px=65)
     network = with_random_values(build_smp(arch, "resnet18", in_channels=3, num_classes=2, norm=norm)).eval()
 
