@@ -34,6 +34,7 @@ from geonorm.raster.window import Window
 from geonorm.raster.write import write_image
 from geonorm.tasks import SegmentationTask
 from geonorm.tasks.scores import confusion, iou_of
+from geonorm.tasks.training_words import without_advertisements
 
 DEPTH = 3
 WINDOW_PX = 31
@@ -173,7 +174,7 @@ def _train(name: str, norm: NormFactory, root: Path, out_dir: Path, scale: Scale
         deterministic=True,
     )
     began = time.monotonic()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_advertisements():
         # Lightning advises more worker processes and warns of a deprecation inside itself: nothing to do for a user.
         warnings.simplefilter("ignore")
         trainer.fit(task, data)

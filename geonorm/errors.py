@@ -60,6 +60,6 @@ def geonorm_error_in(error: BaseException | None) -> GeonormError | None:
     return error
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """Return the first part of what an error of another library says, as one line."""
-    return " ".join(str(error).split())[:most]
+def one_line(said: BaseException | str, most: int = 200) -> str:
+    """Return the first part of what an error of another library, or a text, says, as one line."""
+    return " ".join(str(said).split())[:most]

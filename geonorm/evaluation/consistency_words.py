@@ -110,7 +110,7 @@ def _nothing_to_tell(runs: Sequence[Run]) -> str:
     small = [run for run in runs if not run["tile_independent"] and run["read_px"] >= max(run["height"], run["width"])]
     if not small:
         return ""
-    files = listed([*dict.fromkeys(PurePath(run["source"]).name for run in small)])
+    files = listed([*dict.fromkeys(file_name(run["source"]) for run in small)])
     models = listed([*dict.fromkeys(run["model"] for run in small)])
     return (
         f" Every tile of {files} reads about all there is, so moves of the grid tell nothing of {models} there; take "

@@ -91,7 +91,7 @@ def export_model(
             error = _largest_error(run, Portable(model.network, output=output), sides, len(model.spec.bands))
         except Exception as failure:  # runtimes fail in many ways
             raise InvalidConfigError(
-                f"The file does not take all sizes that the checkpoint does: {one_line(failure)[:200]}. Nothing was "
+                f"The file does not take all sizes that the checkpoint does: {one_line(failure)}. Nothing was "
                 f"written; try {_other_ways(target, tile_px)}."
             ) from failure
         if not error <= TOLERANCE:
@@ -243,7 +243,7 @@ def _write_pt2(
             torch.export.save(program, made, extra_files={f"{KEY}.json": json.dumps(facts)})
             again = torch.export.load(made).module()
     except Exception as error:  # exporters fail in many ways, some derived from nothing
-        raise InvalidConfigError(f"torch.export does not take this network: {one_line(error)[:300]}.") from error
+        raise InvalidConfigError(f"torch.export does not take this network: {one_line(error)}.") from error
 
     def run(image: Tensor) -> Tensor:
         with torch.no_grad():

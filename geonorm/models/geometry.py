@@ -84,14 +84,12 @@ def _if_any_size(
     """Return the geometry, without a halo if the model does something else to an image of another size."""
     steps = traced[0].flow.to(traced[1])
     next_px = side + geometry.stride_px
-    for sizes in ([(next_px, next_px)], further_sizes(side, geometry.stride_px)):
-        other = next((found for size in sizes if (found := _tried(ghost, bands, size[1], height=size[0]))), None)
-        if other is None and sizes[0] == (next_px, next_px):
-            why = f"size of the input ({side} px is taken, but {next_px} px is not)"
-            return geometry.without_exact_halo(why)
-        if other is None:
-            continue
-        trace, output = other
+    following = _tried(ghost, bands, next_px)
+    if following is None:
+        return geometry.without_exact_halo(f"size of the input ({side} px is taken, but {next_px} px is not)")
+    further = (_tried(ghost, bands, width, height=height) for height, width in further_sizes(side, geometry.stride_px))
+    taken = next(filter(None, further), None)
+    for trace, output in filter(None, (following, taken)):
         if (name := first_difference(steps, trace.flow.to(output))) is not None:
             return geometry.without_exact_halo(f"{name} (depends on the size of the input)")
         if replace(_summary(trace, output, side=trace.flow.size[1]), least_px=geometry.least_px) != geometry:

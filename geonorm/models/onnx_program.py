@@ -64,10 +64,9 @@ def as_onnx(
             )
     except Exception as error:  # exporters fail in many ways, some derived from nothing
         raise InvalidConfigError(
-            f"This network cannot be written as ONNX: {one_line(error)[:300]}. A .pt2 keeps torch's own operators."
+            f"This network cannot be written as ONNX: {one_line(error)}. A .pt2 keeps torch's own operators."
         ) from error
-    if made is None:
-        raise InvalidConfigError("This network cannot be written as ONNX. A .pt2 keeps torch's own operators.")
+    assert made is not None  # as without a file to write to
     model = made.model_proto
     _tidy(model)
     _name_axes(model, shape, any_size=any_size, margin_px=margin_px)

@@ -204,7 +204,7 @@ def _problem_of(content: Mapping[str, Any]) -> str | None:
 
 
 def _short(facts: Mapping[str, Any], name: str) -> str:
-    return one_line(ValueError(repr(facts[name])), 60) if name in facts else "missing"
+    return one_line(repr(facts[name]), 60) if name in facts else "missing"
 
 
 def load_plain(path: Path) -> dict[str, Any]:

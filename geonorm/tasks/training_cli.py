@@ -38,6 +38,8 @@ def run_training(arguments: list[str]) -> None:
     """
     # Lightning 2.6 uses a function that torch 2.14 deprecates, at every step; nothing a user can do.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # Scores are counts of all processes, summed before they are logged.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log.'(val|test)/.*sync_dist")
     if arguments[0] != "fit":
         # Scores go to a version folder of their own, where no checkpoint is kept.
         warnings.filterwarnings("ignore", message="The dirpath has changed from")

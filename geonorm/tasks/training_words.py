@@ -30,7 +30,8 @@ def made_by(trainer: Trainer) -> list[str]:
     scored = [one for one in kept if one.monitor is not None]
     files = [_in_words(one) for one in (*scored, *(one for one in kept if one.monitor is None))]
     best = (scored or kept)[0].best_model_path
-    where = trainer.log_dir or os.path.dirname(best)
+    # Not `trainer.log_dir`: that is a collective call, and files are looked for by one process.
+    where = getattr(trainer.logger, "log_dir", None) or os.path.dirname(best)
     return [
         f"Written: {_from_here(where)} with {', '.join(files)}",
         f"Next: geonorm predict {_from_here(best)} image.tif labels.tif",

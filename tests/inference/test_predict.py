@@ -554,6 +554,7 @@ def test_a_network_that_gives_something_else_by_rows_has_no_exact_halo(source: P
 
 
 @pytest.mark.usefixtures("usual_engine")
+# That they do is what rows find out here.
 @pytest.mark.filterwarnings("ignore:The labels depend on the tiles:geonorm.errors.GeonormWarning")
 def test_what_rows_found_out_is_known_to_the_run_that_goes_on(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,7 +71,7 @@ def repaint(scene: Path) -> None:
     assert scene.stat().st_size == size
 
 
-@pytest.mark.filterwarnings("ignore:The labels depend on the tiles")
+@pytest.mark.filterwarnings("ignore:The labels depend on the tiles")  # the other network is one of GN
 @pytest.mark.parametrize("change", ["pixels", "pixels, time kept", "size", "network"])
 def test_shards_replace_a_map_of_another_source_or_network_or_say_that_it_is_there(
     scene: Path, tmp_path: Path, change: str

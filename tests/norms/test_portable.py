@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -46,11 +48,11 @@ def test_its_moments_are_those_of_float64_far_from_zero(border: Border) -> None:
 
 
 @pytest.mark.parametrize("compat", [None, "authors"])
-def test_the_pool_of_switchable_norm_and_the_released_layer_are_as_they_are(compat: str | None) -> None:
+def test_the_pool_of_switchable_norm_and_the_released_layer_are_as_they_are(compat: Literal["authors"] | None) -> None:
     x = values(2, 8, 24, 20)
     layers = [
         SwitchableNorm(8, pool=("IN", "LCN"), window_cells=5, group_size=4).eval(),
-        LocalContextNorm(8, window_cells=5, compat=compat),  # type: ignore[arg-type]
+        LocalContextNorm(8, window_cells=5, compat=compat),
     ]
     for layer in layers:
         expected = layer(x)

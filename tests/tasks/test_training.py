@@ -406,8 +406,11 @@ def test_two_processes_with_half_the_batch_learn_what_one_learns(scenes: Path, t
 
     halves = ["--data.batch_size=2", "--trainer.strategy=ddp", "--trainer.devices=2", *twenty_steps]
     words = ["fit", *arguments(scenes, tmp_path / "two", *halves)]
-    subprocess.run([sys.executable, "-m", "geonorm", *words], check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "geonorm", *words], timeout=300, capture_output=True, text=True)
 
+    assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    assert done.stdout.count("Next: geonorm predict") == 1
     two = newest(tmp_path / "two")
     assert one.checkpoint("last")["global_step"] == two.checkpoint("last")["global_step"] == 20
     for name, weight in one.weights.items():
