@@ -18,6 +18,7 @@ from geonorm.data.labels import Value
 from geonorm.data.pairs import OpenPair, Pair, open_pair
 from geonorm.data.spec import IGNORE_LABEL
 from geonorm.errors import GeonormError, naming
+from geonorm.raster.alpha import alpha_in_words, image_in_alpha
 from geonorm.raster.read import Pixels
 from geonorm.raster.window import Window
 
@@ -25,6 +26,8 @@ SIDE_PX = 256
 """Side of a window that is looked at."""
 AT_ONCE_PX = 2**22
 """Pixels that are read at once where a file is read whole."""
+ALPHA_WINDOWS = 5
+"""Windows in which a band tagged as alpha is looked at."""
 MANY_NAN = 0.05
 """Share of values that are not finite before it is told; they count as pixels without data."""
 
@@ -110,12 +113,16 @@ def look_at(
                 _take(looked, pixels, labels, unknown, place)
                 digest.update(np.ascontiguousarray(pixels.values).tobytes())
                 advance(place.height * place.width)
+            file = header.pair.image
+            alpha = image_in_alpha(files.image, places[:ALPHA_WINDOWS])
     except GeonormError as error:
         findings.error("cannot be read", file, naming(file, error))
         return None
     looked.digest = digest.hexdigest()
     _check_labels(looked, findings, class_names)
     _check_image(looked, findings)
+    if alpha is not None:
+        findings.warning("image tagged as alpha", file, alpha_in_words(file, alpha))
     return looked
 
 

@@ -62,6 +62,11 @@ class OpenPair:
         self._labels = labels
 
     @property
+    def image(self) -> Reader:
+        """The image."""
+        return self._image
+
+    @property
     def grid(self) -> Grid:
         """The grid of the image."""
         return self._image.grid

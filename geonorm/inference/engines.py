@@ -133,7 +133,7 @@ def choose_rows(
     obstacle = wish.obstacle(geometry)
     predictor = None
     exact = replace(plan, halo_px=geometry.core_halo_px or 0)
-    tiles = _overhead_of_tiles(exact)
+    tiles = exact.compute
     if obstacle is None and wish.engine == "auto":
         cost = RowPlan(geometry.stride_px).overhead(exact)
         if cost > WORTH_IT * tiles:
@@ -208,12 +208,6 @@ def whole_strides(px: int, stride_px: int) -> int:
 
 def _compared(rows: float, tiles: float) -> str:
     return f"{rows:.2f} times the compute, exact tiles {tiles:.2f} times"
-
-
-def _overhead_of_tiles(plan: Plan) -> float:
-    """Return how many pixels tiles compute for each of this raster."""
-    rows, cols = (sum(read.px for span in axis.spans() for read in span.reads) for axis in plan.axes)
-    return rows * cols / (plan.height * plan.width)
 
 
 def _fitting(

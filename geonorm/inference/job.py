@@ -147,14 +147,14 @@ class Job:
         plan, (rows, cols) = self.plan, self.plan.axes
         local_px = self.model.localized_px
         source = self.reader
-        copies = Views.parse(self.tta).copies * plan.num_phases
+        copies = Views.parse(self.tta).copies
         return "\n".join(
             [
                 *([] if local_px is None else [f"network  localized: norms over windows of {local_px} px"]),
                 f"source   {source.path}: {plan.height} rows x {plan.width} columns, {len(source.bands)} bands, "
                 f"{source.dtype}{f', resampled to {source.resolution:.3g} m' if self.is_resampled else ''}",
                 f"tiles    {rows.num_cores} x {cols.num_cores} cores of {plan.core_px} px, reading {plan.read_px} px, "
-                f"{copies * plan.overhead:.2f} times the compute"
+                f"{copies * plan.compute:.2f} times the compute"
                 if self.rows is None
                 else self._rows_in_words(self.rows),
                 *([f"engine   {self.engine}"] if self.engine else []),

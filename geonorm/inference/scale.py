@@ -1,15 +1,18 @@
-"""Whether a raster's values are of the scale that a network was trained on."""
+"""Whether a raster's values are what a network was trained on: their scale, and what is taken for a mask."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geonorm.data.spec import DatasetSpec
 from geonorm.errors import GeonormWarning
-from geonorm.raster.read import RasterSource
+from geonorm.raster.alpha import alpha_in_words, image_in_alpha
+from geonorm.raster.mosaic import Mosaic
+from geonorm.raster.read import RasterSource, Reader
 from geonorm.raster.window import Window
 
 FAR = 8.0
@@ -47,13 +50,26 @@ def warn_of_values(reader: RasterSource, spec: DatasetSpec) -> None:
     )
 
 
-def _sampled(reader: RasterSource) -> NDArray[np.float64]:
-    """Return values ``(C, number)`` of the bands that are read, of pixels with data in windows all over the raster."""
-    height, width = reader.grid.height, reader.grid.width
-    found = []
+def warn_of_alpha(source: RasterSource) -> None:
+    """Warn where a band tagged as alpha, which then masks the raster, looks like an image; of several, in the first."""
+    first = source.sources[0] if isinstance(source, Mosaic) else source
+    if isinstance(first, Reader) and (band := image_in_alpha(first, _windows(first))) is not None:
+        warnings.warn(alpha_in_words(first.path, band), GeonormWarning, stacklevel=4)
+
+
+def _windows(source: RasterSource) -> Iterator[Window]:
+    """Yield some windows all over a raster."""
+    height, width = source.grid.height, source.grid.width
     for down, across in ((0.5, 0.5), (0.2, 0.3), (0.3, 0.8), (0.7, 0.2), (0.8, 0.7)):
         row, col = (max(0, int(share * size) - SAMPLE_PX // 2) for share, size in ((down, height), (across, width)))
-        pixels = reader.read(Window(row, col, min(SAMPLE_PX, height - row), min(SAMPLE_PX, width - col)))
+        yield Window(row, col, min(SAMPLE_PX, height - row), min(SAMPLE_PX, width - col))
+
+
+def _sampled(reader: RasterSource) -> NDArray[np.float64]:
+    """Return values ``(C, number)`` of the bands that are read, of pixels with data in windows all over the raster."""
+    found = []
+    for window in _windows(reader):
+        pixels = reader.read(window)
         found.append(pixels.values[:, pixels.valid].astype(np.float64))
     values = np.concatenate(found, axis=1)
     return values[:, np.isfinite(values).all(axis=0)]

@@ -26,7 +26,7 @@ from geonorm.inference.journal import StripFolder
 from geonorm.inference.memory import available_memory
 from geonorm.inference.options import Options
 from geonorm.inference.outputs import Kept
-from geonorm.inference.scale import warn_of_values
+from geonorm.inference.scale import warn_of_alpha, warn_of_values
 from geonorm.inference.targets import is_made
 from geonorm.inference.views import Views
 from geonorm.models.row_predictor import DiffersByRowsError
@@ -310,6 +310,7 @@ def _without_exact_halo(model: TrainedModel, *names: str) -> TrainedModel:
 
 def _resampled(source: RasterSource, spec: DatasetSpec, options: Options) -> RasterSource:
     """Return the raster at the resolution that the network is to see."""
+    warn_of_alpha(source)
     warn_of_values(source, spec)
     wanted = spec.resolution_m if options.resolution_m == "auto" else options.resolution_m
     if options.resolution_m == "auto" and wanted is None:

@@ -138,6 +138,7 @@ class Reader(Closing):
         dtype: Type of the values.
         count: Number of bands in the file, or of the colours to which its one band is expanded.
         block_shape: Rows and columns of the blocks in which the file is stored.
+        alpha_band: The band whose zeros make a pixel invalid, counted from 1, if there is one that is not read.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Reader(Closing):
         whole = [MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags]
         self._mask_band = bands[whole.index(True)] if any(whole) else None
         alphas = [band for band, tag in enumerate(self._dataset.colorinterp, 1) if tag == ColorInterp.alpha]
-        self._alpha_band = alphas[0] if alphas and not set(alphas) & set(bands) else None
+        self.alpha_band: int | None = alphas[0] if alphas and not set(alphas) & set(bands) else None
         # What is left is a band's own mask: a nodata value, as a rule.
         others = {MaskFlags.all_valid, MaskFlags.per_dataset, MaskFlags.alpha}
         self._own_masks = [index for index, flag in enumerate(flags) if not flag & others]
@@ -242,8 +243,8 @@ class Reader(Closing):
         valid: NDArray[np.bool_] = np.array(True)
         if self._mask_band is not None:
             valid = self._dataset.read_masks(self._mask_band, window=area) != 0
-        if self._alpha_band is not None:
-            valid = valid & (self._dataset.read(self._alpha_band, window=area) != 0)
+        if self.alpha_band is not None:
+            valid = valid & (self._dataset.read(self.alpha_band, window=area) != 0)
         return valid
 
     def _value_valid(self, stored: NDArray[Any], area: Any) -> NDArray[np.bool_] | None:

@@ -121,6 +121,12 @@ class Plan:
         return rows * cols / self.core_px**2
 
     @property
+    def compute(self) -> float:
+        """How many pixels the network computes for each pixel of this raster, all its reads together."""
+        rows, cols = (sum(read.px for span in axis.spans() for read in span.reads) for axis in self.axes)
+        return rows * cols / (self.height * self.width)
+
+    @property
     def num_tiles(self) -> int:
         """How many cores the raster has."""
         rows, cols = self.axes

@@ -341,6 +341,14 @@ BROKEN = [
         "images/austin6.tif",
         "warning",
     ),
+    Broken(
+        "near infrared tagged as alpha",
+        new_image(np.concatenate([image_of(1), image_of(9)[:1]]), photometric="rgb", alpha="yes"),
+        "image tagged as alpha",
+        "images/austin6.tif",
+        "warning",
+        said="-colorinterp_4 undefined",
+    ),
     # Values of labels
     Broken("a value of no class", new_mask(SEVENS), "label values", "gt/austin6.tif", said="7 (600 pixels)"),
     Broken("fractions", new_mask(FRACTIONS), "label values", "gt/austin6.tif", said="resampled"),

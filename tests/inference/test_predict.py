@@ -249,12 +249,25 @@ def test_the_plan_is_told_before_the_work(source: Path, target: Path) -> None:
     for fact in (
         "3 x 4 cores of 32 px",
         "48 px",
-        "2.25 times the compute",
         "exact halo of 8 px",
         "do not depend on the tiles",
     ):
         assert fact in text
     assert f"row {FIRST_INDEX[0]}, column {FIRST_INDEX[1]}" in text
+
+
+@pytest.mark.parametrize("core_px", [16, 32, 256])
+@pytest.mark.parametrize("tta", ["none", "d4", "phases:4"])
+def test_the_plan_says_how_much_the_network_computes(source: Path, target: Path, core_px: int, tta: str) -> None:
+    network, told, computed = unet(), [], []
+
+    def on_plan(text: str) -> None:
+        told.append(text)
+        network.register_forward_hook(lambda _network, given, _made: computed.append(given[0][:, 0].numel()))
+
+    predict_raster(network, source, target, core_px=core_px, tta=tta, engine="tiles", on_plan=on_plan)
+
+    assert f"{sum(computed) / (60 * 90):.2f} times the compute" in told[0]
 
 
 # The halo

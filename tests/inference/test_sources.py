@@ -194,8 +194,6 @@ def test_pixels_far_too_coarse_for_the_network_are_refused_before_they_are_read(
         ({"halo": "measured"}, "labels   do not depend on the tiles"),
         ({"halo": "exact", "precision": "bf16-mixed"}, "labels   depend on the tiles within the rounding (bf16-mixed)"),
         ({"halo": "exact", "blend": "hann"}, "labels   depend on the tiles within the rounding (hann blending)"),
-        ({"halo": "exact", "tta": "d4"}, f"{8 * (32 + 2 * 8) ** 2 / 32**2:.2f} times the compute"),
-        ({"halo": "exact", "tta": "phases"}, f"{(48 + 50) ** 2 / 32**2:.2f} times the compute"),
         ({"halo": "exact", "tta": "phases"}, "grid     anchored to the CRS at multiples of 1 px"),
         ({"resolution_m": 0.5}, "55 columns, 3 bands, uint8, resampled to 0.5 m"),
     ],
