@@ -2,13 +2,13 @@
 
 python benchmarks/inference.py                                      a drawn raster of 2048 px, BN and LCN
 python benchmarks/inference.py --threads 2 --size-px 4096 --norms BN
-python benchmarks/inference.py --growth 1 4 16 64 100 400           megapixels; a straight line through the seconds
+python benchmarks/inference.py --growth 1 4 16 64 100 400           megapixels; a straight line through the seconds, BN
 
 The ratio is the time of reading, labelling and writing, in tiles and in rows, over that of the bare network on the same
 tiles, round by round; `share` is the inverse of that of tiles. By the clock, and in processor time, in which what other
 threads do counts as if it hid nothing. The limit is that of the network's convolutions, at the most operations this
-machine computes. For the growth each raster is labelled in a process of its own, in processor time; the worst one's
-distance from the straight line is the last figure.
+machine computes. For the growth each raster is labelled with the first of the norms, as `predict`
+chooses, in a process of its own, in processor time; the worst one's distance from the straight line is the last figure.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def _growth(case: Case, megapixels: list[int]) -> None:
     for size in megapixels:
         words = [sys.executable, __file__, "--one", str(size), "--threads", str(case.threads)]
         words += ["--core-px", str(case.core_px), "--depth", str(case.depth), "--width", str(case.width)]
+        words += ["--norms", case.norms[0]]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         line = json.loads(done.stdout.splitlines()[-1])
         points.append((line["pixels"], line["figure"]))
@@ -166,14 +167,14 @@ def _one(case: Case, megapixels: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "source.tif"
         draw_slopes(source, side, side)
-        network = drawn_network(case, "BN")
+        network = drawn_network(case, case.norms[0])
         base, before = peak_bytes(), time.process_time()
         predict_raster(network, source, Path(name) / "map.tif", core_px=case.core_px, halo="exact")
         seconds = time.process_time() - before
     print_line(
         "inference",
         "growth",
-        f"{megapixels} megapixels",
+        f"{megapixels} megapixels, {case.norms[0]}",
         seconds,
         "s CPU",
         **_facts(replace(case, size_px=side)),

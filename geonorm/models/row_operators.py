@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geonorm.models.operators import Call, Taps, pair
+from geonorm.norms.local_context import local_context_norm_of_rows
 
 aten = torch.ops.aten
 
@@ -94,8 +95,6 @@ class Windowed(Operator):
 
     def height(self, source: int) -> int:
         """See `Operator.height`."""
-        if self.func.overloadpacket in KEEPS_ITS_HEIGHT:
-            return source
         # Its arguments hold no other tensor: an operator with weights has a class of its own.
         return self._called([torch.empty(*self.shape[:2], source, self.shape[3], device="meta")]).shape[-2]
 
@@ -103,6 +102,20 @@ class Windowed(Operator):
         """See `Operator.make`."""
         before = int(start / self.taps.step[0])
         return self._called(parts)[..., first - before : end - before, :]
+
+
+class LocalNorm(Windowed):
+    """Windowed, but only the rows of the result are made."""
+
+    def height(self, source: int) -> int:
+        """See `Operator.height`."""
+        return source
+
+    def make(self, first: int, end: int, parts: Sequence[Tensor], start: int, source: int) -> Tensor:
+        """See `Operator.make`."""
+        args = {name: value for name, value in self.args.items() if name != "keep"}
+        given = _filled(args, dict(zip(self.sources, parts, strict=True)))
+        return local_context_norm_of_rows(range(first - start, end - start), **given)
 
 
 class Upsampled(Windowed):
@@ -181,8 +194,6 @@ class Cut(Operator):
         return part if self._is_of_rows else part[..., before : part.shape[-1] - after]
 
 
-KEEPS_ITS_HEIGHT = {torch.ops.geonorm.local_context_norm}
-
 WINDOWED = {
     aten.avg_pool2d,
     aten.constant_pad_nd,
@@ -190,7 +201,6 @@ WINDOWED = {
     aten.max_pool2d_with_indices,
     aten.pixel_shuffle,
     aten.replication_pad2d,
-    torch.ops.geonorm.local_context_norm,
 }
 UPSAMPLED = {aten.upsample_nearest2d, aten._upsample_nearest_exact2d, aten.upsample_bilinear2d}
 SIZED = {aten.view, aten._unsafe_view, aten.expand}
@@ -205,6 +215,8 @@ def class_of(func: Any, call: Call, taps: Taps) -> type[Operator] | None:
         return TransposedConvolution if call["transposed"] else Convolution
     if packet is aten.slice:
         return Operator if call["dim"] % call["self"].dim() < 2 else Cut
+    if packet is torch.ops.geonorm.local_context_norm:
+        return LocalNorm
     if packet in WINDOWED:
         return Windowed
     if packet in UPSAMPLED:

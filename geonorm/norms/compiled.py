@@ -146,8 +146,9 @@ def forward(
     eps: float,
     *,
     keep: int,
+    wanted: range | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalized map and what ``keep`` asks for, as `loops.forward` does."""
+    """Return the normalized map and what ``keep`` asks for, as `loops.forward` does; of rows all or those wanted."""
     num, channels, height, width = x.shape
     num_groups = channels // group_size
     normalizes = keep != loops.MEAN_AND_VAR
@@ -171,7 +172,7 @@ def forward(
         ) -> None:
             loop(*arrays, rows, cols, eps, keep, part)
 
-        _share_out(work, maps.shape[0], height, values=maps.numel())
+        _share_out(work, maps.shape[0], wanted or range(height), values=maps.numel())
         if normalizes:
             _put_back(result, y[index], last=last)
     return y, mean, spread
@@ -206,7 +207,7 @@ def backward(
         def work(part: tuple[int, int, int, int], arrays: Sequence[object] = arrays) -> None:
             loops.backward(*arrays, rows, cols, part[:2])
 
-        _share_out(work, maps.shape[0], None, values=maps.numel())
+        _share_out(work, maps.shape[0], range(0), values=maps.numel())
         of_weight, of_bias = sums.unflatten(1, (-1, num_groups)).sum(1)
         grad_weight += of_weight
         grad_bias += of_bias
@@ -252,15 +253,13 @@ def _put_back(result: Tensor, y: Tensor, *, last: bool = False) -> None:
         y.copy_(result.permute(0, 3, 1, 2) if last else result.reshape(y.shape))
 
 
-def _share_out(
-    work: Callable[[tuple[int, int, int, int]], None], num_maps: int, height: int | None, *, values: int
-) -> None:
-    """Do all maps, spread over torch's number of threads: by maps, or by rows where these are few."""
+def _share_out(work: Callable[[tuple[int, int, int, int]], None], num_maps: int, rows: range, *, values: int) -> None:
+    """Do all maps, spread over torch's number of threads: by maps, or where these are few by rows, if any are given."""
     threads = _threads(values)
-    strips = 1 if height is None or num_maps >= 2 * threads else min(height, threads)
-    rows = _cuts(height or 0, strips)
+    strips = 1 if not rows or num_maps >= 2 * threads else min(len(rows), threads)
+    parts_of_rows = [(rows.start + first, rows.start + end) for first, end in _cuts(len(rows), strips)]
     maps = _cuts(num_maps, 1 if strips > 1 else threads)
-    parts = [(*some, *rows_of) for some in maps for rows_of in rows]
+    parts = [(*some, *rows_of) for some in maps for rows_of in parts_of_rows]
     _run(work, parts)
 
 

@@ -201,6 +201,29 @@ def local_context_norm(
     return y, mean, rstd
 
 
+def local_context_norm_of_rows(
+    rows: range,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    group_size: int,
+    window: list[int],
+    border: str,
+    eps: float,
+) -> Tensor:
+    """Return some rows of the normalized map, ``(N, C, len(rows), W)``, with the bits that they have in all of it.
+
+    Their windows reach beyond them, so those rows of x are there too, but they are not normalized. Without gradients.
+    """
+    loops = loops_for(x)
+    if loops is None:
+        y = local_context_norm(x, weight, bias, group_size, window, border, eps, keep=False)[0]
+    else:
+        size = (window[0], window[1])
+        y = compiled.forward(loops, x, weight, bias, group_size, size, border, eps, keep=loops.NOTHING, wanted=rows)[0]
+    return y[:, :, rows.start : rows.stop]
+
+
 @local_context_norm.register_fake
 def _(
     x: Tensor,

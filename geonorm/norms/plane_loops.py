@@ -37,18 +37,18 @@ def moments(x: Floats, mean: Floats, var: Floats, part: Part) -> None:
 
 
 @compiled
-def moments_backward(
-    grad: Floats, x: Floats, mean: Floats, grad_mean: Floats, grad_var: Floats, grad_x: Floats, part: Part
+def add_moments_backward(
+    grad: Floats, x: Floats, mean: Floats, grad_mean: Floats, grad_var: Floats, part: Part
 ) -> None:
     """Add to ``grad`` what comes by way of mean and variance."""
     share = np.float32(1.0 / x.shape[1])
     for plane in range(part[0], part[1]):
-        values, upstream, result = x[plane], grad[plane], grad_x[plane]
+        values, result = x[plane], grad[plane]
         constant = grad_mean[plane] * share
         slope = np.float32(2.0) * grad_var[plane] * share
         middle = mean[plane]
         for cell in range(x.shape[1]):
-            result[cell] = upstream[cell] + (constant + (values[cell] - middle) * slope)
+            result[cell] += constant + (values[cell] - middle) * slope
 
 
 @compiled

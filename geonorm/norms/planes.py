@@ -16,7 +16,8 @@ from geonorm.norms.compiled import in_large_pages, plane_loops_for, share_out_pl
 def with_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``x``, and mean and biased variance of its channels, ``(N, C)``.
 
-    Go on with the ``x`` that is returned: its gradient and that of the statistics are then taken in one go.
+    Go on with the ``x`` that is returned, and give it to `plane_affine` alone: its gradient, which nobody else holds
+    then, and that of the statistics are taken in one go.
     """
     values, mean, var = _Moments.apply(x)
     return values, mean, var
@@ -37,7 +38,9 @@ class _Moments(torch.autograd.Function):
             middle = x.mean((2, 3), keepdim=True)
             through_var = (x - middle) * (2 * grad_var / cells)[..., None, None]
             return grad + (grad_mean / cells)[..., None, None] + through_var
-        return plane_moments_backward(grad, x, mean, grad_mean, grad_var)
+        grad = grad.contiguous() if grad._base is None else grad.clone(memory_format=torch.contiguous_format)
+        add_moments_backward(grad, x, mean, grad_mean, grad_var)
+        return grad
 
 
 @torch.library.custom_op("geonorm::plane_moments", mutates_args=())
@@ -53,17 +56,10 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
 
 
-@torch.library.custom_op("geonorm::plane_moments_backward", mutates_args=())
-def plane_moments_backward(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-    """Return ``grad`` with what comes by way of mean and variance."""
-    grad_x = in_large_pages(_contiguous(x))
-    _share_out("moments_backward", [grad, x], [mean, grad_mean, grad_var], [grad_x])
-    return grad_x
-
-
-@plane_moments_backward.register_fake
-def _(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-    return _contiguous(x)
+@torch.library.custom_op("geonorm::add_moments_backward", mutates_args=("grad",))
+def add_moments_backward(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> None:
+    """Add to ``grad``, a contiguous map, what comes by way of mean and variance."""
+    _share_out("add_moments_backward", [grad, x], [mean, grad_mean, grad_var])
 
 
 @torch.library.custom_op("geonorm::plane_affine", mutates_args=())

@@ -409,6 +409,8 @@ def attention(x: Tensor) -> Tensor:
 SEES_EVERYTHING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "mean of the map": (lambda x: x - x.mean((2, 3), keepdim=True), "model (Network)"),
     "mean of rows": (lambda x: x - x.mean(-1, keepdim=True), "model (Network)"),
+    "mean of the batch": (lambda x: x - x.mean(0, keepdim=True), "model (Network)"),
+    "softmax over the batch": (lambda x: x.softmax(0), "model (Network)"),
     "mean of all": (lambda x: x - x.mean(), "model (Network)"),
     "sum of all": (lambda x: x / x.sum(), "sum"),
     "largest of the map": (lambda x: x - x.amax((2, 3), keepdim=True), "amax"),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from geonorm.errors import GeonormWarning
 from geonorm.norms import LocalContextNorm, SwitchableNorm, compiled
-from geonorm.norms.local_context import local_context_norm, local_statistics
+from geonorm.norms.local_context import local_context_norm, local_context_norm_of_rows, local_statistics
 from geonorm.norms.planes import plane_affine, plane_moments
 from geonorm.norms.switchable import Normalizer
 from tests.norms import oracles
@@ -146,6 +146,38 @@ def test_rows_cut_into_strips_for_many_threads_keep_their_bits(
 
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    ends=st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(lambda ends: ends[0] != ends[1]),
+    window=st.tuples(st.integers(1, 50), st.integers(1, 20)),
+    border=st.sampled_from(BORDERS),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    threads=st.sampled_from([1, 3]),
+)
+def test_some_rows_have_the_bits_that_they_have_in_the_whole_map(
+    ends: tuple[int, int],
+    window: tuple[int, int],
+    border: Literal["nearest", "clip"],
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+    threads: int,
+    monkeypatch_values_per_thread: None,
+) -> None:
+    x = random_map(2, 6, 40, 17).to(dtype).contiguous(memory_format=memory_format)
+    weight = torch.linspace(0.5, 1.5, 6)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = range(*sorted(ends))
+        some = local_context_norm_of_rows(rows, x, weight, weight - 1, 3, [*window], border, 1e-5)
+        whole = operator(x, 3, [*window], border, keep=False)[0]
+    finally:
+        torch.set_num_threads(before)
+
+    torch.testing.assert_close(some, whole[:, :, rows.start : rows.stop], rtol=0, atol=0)
 
 
 def test_a_map_in_large_pages_is_as_any_other() -> None:
