@@ -1,7 +1,7 @@
 """What does it cost to be exact: rows in one stream, the whole image at once, or tiles with the exact halo?
 
 python benchmarks/rows.py                             2048 px, U-Net of depth 4, BN, LCN over 31 and over 91 px
-python benchmarks/rows.py --threads 2 --size-px 3072 --norms LCN_31px
+python benchmarks/rows.py --threads 2 --size-px 3072 --norms LCN_31px --ways rows
 
 An image in memory, no files. The ratio is to the whole image at once; tiles have cores of 512 px. `kept_mib` is what
 the rows take that are kept, `flops` the operations of convolutions beside those of the whole image. The limit is that
@@ -58,6 +58,8 @@ class Case:
     """Of measuring."""
     norms: tuple[str, ...] = tuple(NORMS)
     """Of the network."""
+    ways: tuple[str, ...] = ("rows", "tiles")
+    """What is held against the whole image at once."""
 
 
 QUICK = {"size_px": 1024, "depth": 3, "width": 8, "rounds": 1, "norms": ("BN", "LCN_31px")}
@@ -98,8 +100,7 @@ def _compare(case: Case, norm: str, image: Tensor) -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "whole image": partial(at_once, image),
-        "rows": stream,
-        "exact tiles": tiles,
+        **{way: run for way, run in (("rows", stream), ("tiles", tiles)) if way in case.ways},
     }
     with torch.no_grad():
         whole_flops = flops_of(lambda: network(image.float()))
@@ -107,7 +108,8 @@ def _compare(case: Case, norm: str, image: Tensor) -> None:
     flops = {"whole image": 1.0, "rows": flops_of(stream_without_bits(by_rows, image, case)) / whole_flops}
     kept, _ = stream_bytes(by_rows, geometry, width_px=case.size_px, step_px=case.step_px)
     facts = {way: {"flops": flops.get(way, read_px / case.size_px**2)} for way in ways}
-    facts["rows"]["kept_mib"] = round(kept / 2**20)
+    if "rows" in facts:
+        facts["rows"]["kept_mib"] = round(kept / 2**20)
     print_ratios(
         alternate(ways, rounds=case.rounds),
         facts,
@@ -134,4 +136,5 @@ def stream_without_bits(by_rows: RowPredictor, image: Tensor, case: Case) -> Cal
 
 
 if __name__ == "__main__":
-    main(parse(option_parser(__doc__, Case(), choices={"norms": list(NORMS)}), Case, sys.argv[1:], quick=QUICK)[0])
+    _parser = option_parser(__doc__, Case(), choices={"norms": list(NORMS), "ways": ["rows", "tiles"]})
+    main(parse(_parser, Case, sys.argv[1:], quick=QUICK)[0])
