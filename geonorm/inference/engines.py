@@ -28,7 +28,10 @@ from geonorm.tiling.supply import Read
 Engine = Literal["auto", "tiles", "rows"]
 
 STEP_PX, GPU_STEP_PX = 128, 512
-"""Rows that go in at a time: enough to keep the processor busy."""
+"""Rows that go in at a time, at most: enough to keep the processor busy."""
+LEAST_STEP_PX = 32
+STEP_PIXELS = 2**17
+"""Pixels that go in at a time on a CPU, in no fewer than LEAST_STEP_PX rows, so that their maps stay in the caches."""
 SAMPLES = 6
 """Along each axis, to tell how much of a raster holds data."""
 ROWS_SHARE = 1 / 3
@@ -210,15 +213,21 @@ def _compared(rows: float, tiles: float) -> str:
     return f"{rows:.2f} times the compute, exact tiles {tiles:.2f} times"
 
 
+def _cpu_step_px(width_px: int, window_px: int) -> int:
+    """Return rows whose maps stay in the caches, but no fewer than a window: its other rows are summed up each time."""
+    return min(STEP_PX, max(LEAST_STEP_PX, window_px, STEP_PIXELS // width_px))
+
+
 def _fitting(
     predictor: RowPredictor, geometry: TileGeometry, plan: Plan, *, most_bytes: int, device: str
 ) -> tuple[RowPlan, tuple[int, int]] | None:
     """Return the widest and highest steps whose rows fit into some memory, and what they take."""
-    usual = STEP_PX if torch.device(device).type == "cpu" else GPU_STEP_PX
-    steps = dict.fromkeys(whole_strides(px, geometry.stride_px) for px in (usual, usual // 2, usual // 4))
     for parts in range(1, MOST_BLOCKS + 1):
         block_px = None if parts == 1 else -(-plan.width // parts // plan.core_px) * plan.core_px
-        for step in steps:
+        usual = GPU_STEP_PX
+        if torch.device(device).type == "cpu":
+            usual = _cpu_step_px(RowPlan(STEP_PX, block_px).widest_px(plan), predictor.rows.largest_window)
+        for step in dict.fromkeys(whole_strides(px, geometry.stride_px) for px in (usual, usual // 2, usual // 4)):
             rows = RowPlan(step, block_px)
             taken = stream_bytes(predictor, geometry, width_px=rows.widest_px(plan), step_px=step)
             if taken[0] <= most_bytes:

@@ -67,6 +67,17 @@ class RowNetwork:
             output = network(image)
         return cls(recorder.operators_of(output))
 
+    @property
+    def largest_window(self) -> int:
+        """Rows that one operator looks at, at most, of maps with as many rows as the image."""
+        strides, windows = [Fraction(1)], [1]
+        for operator in self.operators:
+            stride = strides[operator.sources[0]]
+            strides.append(stride * operator.taps.step[0])
+            if stride == 1:
+                windows.append(len(operator.taps.rows))
+        return max(windows)
+
     def stream(self, height: int) -> RowStream:
         """Begin an image of so many rows."""
         return RowStream(self, height)

@@ -526,6 +526,28 @@ def test_auto_says_what_it_takes_and_why(source: Path, target: Path, settings: d
 
 
 @pytest.mark.usefixtures("usual_engine")
+@pytest.mark.parametrize(
+    ("width", "norm", "step_px"),
+    [
+        (500, BatchNorm, 128),
+        (2050, BatchNorm, 62),
+        (8000, BatchNorm, 32),
+        (8000, local(window_px=31), 32),
+        (8000, local(window_px=91), 90),
+    ],
+)
+def test_wide_rasters_take_fewer_rows_at_a_time_but_those_of_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, norm: NormFactory, step_px: int
+) -> None:
+    monkeypatch.setattr(engines, "STEP_PX", 128)
+    source, told = draw(tmp_path / "wide.tif", noise(3, 40, width)), []
+
+    predict_raster(unet(norm), source, tmp_path / "map.tif", engine="rows", dry_run=True, on_plan=told.append)
+
+    assert f"rows     {step_px} at a time" in told[0]
+
+
+@pytest.mark.usefixtures("usual_engine")
 def test_auto_turns_tiles_at_one_phase_as_without_phases(source: Path, target: Path) -> None:
     found = {}
     for tta in ("none", "d4", "d4+phases:1"):
