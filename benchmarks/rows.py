@@ -1,7 +1,8 @@
 """What does it cost to be exact: rows in one stream, the whole image at once, or tiles with the exact halo?
 
 python benchmarks/rows.py                             2048 px, U-Net of depth 4, BN, LCN over 31 and over 91 px
-python benchmarks/rows.py --threads 2 --size-px 3072 --norms LCN_31px --ways rows
+python benchmarks/rows.py --threads 2 --size-px 3072 --norms LCN_31px
+python benchmarks/rows.py --size-px 8192 --height-px 768 --depth 3 --norms BN --ways rows --steps-px 16 32 64 128
 
 An image in memory, no files. The ratio is to the whole image at once; tiles have cores of 512 px. `kept_mib` is what
 the rows take that are kept, `flops` the operations of convolutions beside those of the whole image. The limit is that
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from _alternate import alternate
@@ -43,10 +45,12 @@ class Case:
     """What is measured."""
 
     size_px: int = 2048
-    """Side of the image."""
+    """Columns of the image, and rows unless they are given."""
+    height_px: int = 0
+    """Rows of the image; 0: as many as columns."""
     core_px: int = 512
     """Of the tiles."""
-    step_px: int = 128
+    steps_px: tuple[int, ...] = (128,)
     """Rows that go in at a time."""
     depth: int = 4
     """Of the network."""
@@ -68,7 +72,8 @@ QUICK = {"size_px": 1024, "depth": 3, "width": 8, "rounds": 1, "norms": ("BN", "
 def main(case: Case) -> None:
     """Print JSON lines."""
     torch.set_num_threads(case.threads)
-    image = torch.randint(0, 255, (1, 3, case.size_px, case.size_px), generator=torch.Generator().manual_seed(0))
+    shape = (1, 3, case.height_px or case.size_px, case.size_px)
+    image = torch.randint(0, 255, shape, generator=torch.Generator().manual_seed(0))
     for norm in case.norms:
         _compare(case, norm, image.to(torch.uint8))
 
@@ -80,17 +85,17 @@ def _compare(case: Case, norm: str, image: Tensor) -> None:
     assert geometry.core_halo_px is not None
     at_once, by_rows = predictor(network, CPU), RowPredictor(network, geometry, CPU)
     plan = Plan(
-        height=case.size_px,
-        width=case.size_px,
+        height=image.shape[2],
+        width=image.shape[3],
         core_px=case.core_px,
         halo_px=geometry.core_halo_px,
         network=network_of(geometry),
     )
     rows, cols = ([read for span in axis.spans() for read in span.reads] for axis in plan.axes)
 
-    def stream() -> None:
-        run = by_rows(case.size_px)
-        for part in image.split(case.step_px, dim=2):
+    def stream(step_px: int) -> None:
+        run = by_rows(image.shape[2])
+        for part in image.split(step_px, dim=2):
             run.push(part)
 
     def tiles() -> None:
@@ -98,41 +103,37 @@ def _compare(case: Case, norm: str, image: Tensor) -> None:
             for col in cols:
                 at_once(image[:, :, row.start : row.stop, col.start : col.stop])
 
-    ways: dict[str, Callable[[], object]] = {
-        "whole image": partial(at_once, image),
-        **{way: run for way, run in (("rows", stream), ("tiles", tiles)) if way in case.ways},
-    }
+    ways: dict[str, Callable[[], object]] = {"whole image": partial(at_once, image)}
     with torch.no_grad():
         whole_flops = flops_of(lambda: network(image.float()))
-    read_px = sum(row.px for row in rows) * sum(col.px for col in cols)
-    flops = {"whole image": 1.0, "rows": flops_of(stream_without_bits(by_rows, image, case)) / whole_flops}
-    kept, _ = stream_bytes(by_rows, geometry, width_px=case.size_px, step_px=case.step_px)
-    facts = {way: {"flops": flops.get(way, read_px / case.size_px**2)} for way in ways}
-    if "rows" in facts:
-        facts["rows"]["kept_mib"] = round(kept / 2**20)
+    facts: dict[str, dict[str, Any]] = {"whole image": {"flops": 1.0}}
+    for step_px in case.steps_px if "rows" in case.ways else ():
+        way = f"rows, {step_px} at a time"
+        kept, _ = stream_bytes(by_rows, geometry, width_px=case.size_px, step_px=step_px)
+        done = flops_of(partial(_stream_without_bits, by_rows, image, step_px))
+        ways[way] = partial(stream, step_px)
+        facts[way] = {"flops": done / whole_flops, "kept_mib": round(kept / 2**20)}
+    if "tiles" in case.ways:
+        ways["exact tiles"] = tiles
+        facts["exact tiles"] = {"flops": plan.compute}
     print_ratios(
         alternate(ways, rounds=case.rounds),
         facts,
         to="whole image",
         benchmark="rows",
-        case=f"{norm}, depth {case.depth}, {case.size_px} px, exact halo {geometry.core_halo_px} px",
+        case=f"{norm}, depth {case.depth}, {plan.height} x {plan.width} px, exact halo {geometry.core_halo_px} px",
         limit=limit_of_flops(whole_flops),
         core_px=case.core_px,
-        step_px=case.step_px,
         width=case.width,
     )
 
 
-def stream_without_bits(by_rows: RowPredictor, image: Tensor, case: Case) -> Callable[[], None]:
-    """Return the stream on the way that torch counts: it does not know oneDNN's operator."""
-
-    def run() -> None:
-        stream = by_rows.rows.stream(case.size_px)
-        with torch.no_grad():
-            for part in image.split(case.step_px, dim=2):
-                stream.push(part.float())
-
-    return run
+def _stream_without_bits(by_rows: RowPredictor, image: Tensor, step_px: int) -> None:
+    """Go the way that torch counts: it does not know oneDNN's operator."""
+    stream = by_rows.rows.stream(image.shape[2])
+    with torch.no_grad():
+        for part in image.split(step_px, dim=2):
+            stream.push(part.float())
 
 
 if __name__ == "__main__":

@@ -540,7 +540,8 @@ def test_wide_rasters_take_fewer_rows_at_a_time_but_those_of_a_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, norm: NormFactory, step_px: int
 ) -> None:
     monkeypatch.setattr(engines, "STEP_PX", 128)
-    source, told = draw(tmp_path / "wide.tif", noise(3, 40, width)), []
+    source = draw(tmp_path / "wide.tif", noise(3, 40, width))
+    told: list[str] = []
 
     predict_raster(unet(norm), source, tmp_path / "map.tif", engine="rows", dry_run=True, on_plan=told.append)
 
