@@ -179,8 +179,8 @@ def _concatenated(call: Call) -> Taps:
 def _over_channels(call: Call) -> Taps:
     dim, ndim = call.args.get("dim"), call["self"].dim()
     dims = {d % ndim for d in ([dim] if isinstance(dim, int) else dim or range(ndim))}
-    # Over the batch a tile would see those that happen to go with it.
-    if dims & {ndim - 1, ndim - 2} or (ndim > 3 and 0 in dims):
+    # Over the batch a tile would see those that happen to go with it. (Of five axes the first is that of stacked maps.)
+    if dims & {ndim - 1, ndim - 2} or (ndim == 4 and 0 in dims):
         raise SeesEverythingError
     return SAME
 
