@@ -47,7 +47,9 @@ def numbers(channels: int) -> tuple[Tensor, Tensor]:
 @both_borders
 @pytest.mark.parametrize("window", [(3, 5), (4, 6), (1, 7), (9, 2), (20, 3), (20, 20)], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize(("group_size", "mean"), [(2, 0), (4, 1000), (1, 10)], ids=str)
+@pytest.mark.parametrize(
+    ("group_size", "mean"), [(2, 0), (4, 1000), pytest.param(1, 10, marks=pytest.mark.slow)], ids=str
+)
 def test_they_compute_what_the_oracle_computes(
     group_size: int,
     mean: float,
