@@ -27,7 +27,7 @@ test: $(READY)  ## the quick tests
 
 # pytest exits with 5 where no test was selected.
 test-slow: $(READY)  ## the tests marked slow
-	$(BIN)/pytest -m slow || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "No test is marked slow."; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m slow || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "No test is marked slow."; }
 
 check: $(READY)  ## format, lint, types and the import order
 	$(BIN)/ruff format --check .

@@ -209,13 +209,19 @@ def whole_strides(px: int, stride_px: int) -> int:
     return max(stride_px, px // stride_px * stride_px)
 
 
+def usual_step_px(width_px: int, window_px: int, device: torch.device) -> int:
+    """Return how many rows go in at a time, where memory is no concern.
+
+    On a CPU few enough for their maps to stay in the caches, but no fewer than the largest window of a norm, whose
+    other rows are summed up each time.
+    """
+    if device.type != "cpu":
+        return GPU_STEP_PX
+    return min(STEP_PX, max(LEAST_STEP_PX, window_px, STEP_PIXELS // width_px))
+
+
 def _compared(rows: float, tiles: float) -> str:
     return f"{rows:.2f} times the compute, exact tiles {tiles:.2f} times"
-
-
-def _cpu_step_px(width_px: int, window_px: int) -> int:
-    """Return rows whose maps stay in the caches, but no fewer than a window: its other rows are summed up each time."""
-    return min(STEP_PX, max(LEAST_STEP_PX, window_px, STEP_PIXELS // width_px))
 
 
 def _fitting(
@@ -224,9 +230,8 @@ def _fitting(
     """Return the widest and highest steps whose rows fit into some memory, and what they take."""
     for parts in range(1, MOST_BLOCKS + 1):
         block_px = None if parts == 1 else -(-plan.width // parts // plan.core_px) * plan.core_px
-        usual = GPU_STEP_PX
-        if torch.device(device).type == "cpu":
-            usual = _cpu_step_px(RowPlan(STEP_PX, block_px).widest_px(plan), predictor.rows.largest_window)
+        widest_px = RowPlan(STEP_PX, block_px).widest_px(plan)
+        usual = usual_step_px(widest_px, predictor.rows.largest_window, torch.device(device))
         for step in dict.fromkeys(whole_strides(px, geometry.stride_px) for px in (usual, usual // 2, usual // 4)):
             rows = RowPlan(step, block_px)
             taken = stream_bytes(predictor, geometry, width_px=rows.widest_px(plan), step_px=step)

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,12 @@ from tqdm import tqdm
 
 from geonorm.errors import InvalidConfigError, name_some
 from geonorm.inference.activations import activations, stream_bytes
-from geonorm.inference.engines import STEP_PX, whole_strides
+from geonorm.inference.engines import usual_step_px, whole_strides
 from geonorm.models.geometry import seen_maps, trial
 from geonorm.models.predictor import Precision, predictor
 from geonorm.models.rescale import rescale_of
 from geonorm.models.row_predictor import RowPredictor, RowRun, row_network, trial_image
+from geonorm.models.rows import RowNetwork
 from geonorm.norms import FrozenBatchNorm, GroupNorm
 from geonorm.raster.read import RasterSource
 from geonorm.tasks.checkpoint import TrainedModel
@@ -86,16 +86,16 @@ class GlobalStats:
             self.fix(found)
             return found
         found = {}
-        step_px = whole_strides(STEP_PX, plan.network.stride_px)
         image = trial_image(self.network, self.model.geometry)
-        rows = plan.axes[0].wholes[0].px
+        rows, cols = (axis.wholes[0].px for axis in plan.axes)
         with tqdm(total=rows * len(self.names), unit="row", desc="statistics", disable=not progress) as bar:
             for name in self.names:
                 up_to = UpTo(self.model.network, name)
                 network = row_network(up_to, image, device, precision)
+                step_px = _step_px(cols, network, plan, device)
                 moments = Moments(_norm(self.network, name).num_groups)
 
-                def run(height: int, up_to: nn.Module = up_to, network: Any = network) -> RowRun:
+                def run(height: int, up_to: nn.Module = up_to, network: RowNetwork = network) -> RowRun:
                     return RowRun(network.stream(height), device, precision)
 
                 with reader.reopen() as ahead:
@@ -150,13 +150,18 @@ def plan_global_stats(
     at_once = activations(predictor(network, on), (1, bands, rows, cols), dtype, on).peak_bytes <= most_bytes
     if not at_once:
         by_rows = RowPredictor(fixed, frozen.geometry, on)
-        kept, _ = stream_bytes(by_rows, frozen.geometry, width_px=cols, step_px=STEP_PX)
+        step_px = _step_px(cols, by_rows.rows, plan, on)
+        kept, _ = stream_bytes(by_rows, frozen.geometry, width_px=cols, step_px=step_px)
         if kept > most_bytes:
             raise InvalidConfigError(
                 f"global_stats keeps rows of the whole width, which take {kept / 1e9:.1f} GB, more than a third of the "
                 f"{memory_bytes / 1e9:.1f} GB of free memory."
             )
     return GlobalStats(network=network, model=frozen, names=names, shares=_shares(network, names), at_once=at_once)
+
+
+def _step_px(width_px: int, network: RowNetwork, plan: Plan, device: torch.device) -> int:
+    return whole_strides(usual_step_px(width_px, network.largest_window, device), plan.network.stride_px)
 
 
 class Moments:

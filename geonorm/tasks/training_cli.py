@@ -66,7 +66,7 @@ def run_training(arguments: list[str]) -> None:
         raise
     except ValueError as error:
         # The parser wraps what a data module raises while its facts are handed over.
-        ours = geonorm_error_in(error) or _missing_package_in(error)
+        ours = geonorm_error_in(error) or _missing_package_in(error) or _one_value_in(error)
         if ours is None:
             raise
         raise ours from None
@@ -181,3 +181,15 @@ def _missing_package_in(error: ValueError) -> InvalidConfigError | None:
         return None
     package = "geonorm[wandb]" if missing[2] == "wandb" else missing[2]
     return InvalidConfigError(f"{missing[1]} needs {missing[2]}, which is not installed: pip install '{package}'.")
+
+
+def _one_value_in(error: ValueError) -> InvalidConfigError | None:
+    """Return what to do where a network's own Batch Norm says that its map has one value per channel."""
+    alone = re.match(r"Expected more than 1 value per channel when training, got input size .*\[(.+)\]", str(error))
+    if alone is None:
+        return None
+    return InvalidConfigError(
+        "The network's own Batch Norm (norm: null) cannot train on one value per channel, got a map of "
+        f"({alone[1]}): it has no variance. Take a larger batch (--data.batch_size), larger patches, or another norm, "
+        "such as --model.norm geonorm.norms.GroupNorm."
+    )

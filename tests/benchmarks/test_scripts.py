@@ -14,7 +14,6 @@ from _table import FOLDER, STUDIES, benchmarks, table
 
 SMALL: dict[str, list[str]] = {
     "peers": ["--only=time", "--size-px=96", "--core-px=32", "--halo-px=8", "--rounds=1", "--memory-px=96"],
-    "training_step": ["--rounds=1", "--side-px=32"],
 }
 """Words of a case that takes a second."""
 LONGER = {
@@ -33,6 +32,7 @@ LONGER = {
     ],
     "training_options": ["--rounds=1", "--batch-size=2", "--patch-px=32", "--ways", "channels_last", "fused"],
     "training_profile": ["--steps=2"],
+    "training_step": ["--rounds=1", "--side-px=32"],
 }
 CASES = [
     *(pytest.param(name, words, id=name) for name, words in SMALL.items()),

@@ -484,7 +484,7 @@ def test_all_phases_leave_nothing_of_any_move(source: Path, tmp_path: Path) -> N
         [model(BatchNorm)],
         [source],
         tmp_path / "out",
-        shifts_px=(4, 1, 3),
+        shifts_px=(4, 1),
         halo="exact",
         tta=("none", "phases"),
         **MOVED,
@@ -492,7 +492,7 @@ def test_all_phases_leave_nothing_of_any_move(source: Path, tmp_path: Path) -> N
 
     plain, phased = report["runs"]
     assert ways(plain)["moved-1"]["change_max"] > 0
-    assert [(way["flips"], way["change_max"]) for way in phased["comparisons"]] == [(0, 0.0)] * 3
+    assert [(way["flips"], way["change_max"]) for way in phased["comparisons"]] == [(0, 0.0)] * 2
     assert (phased["phases"], phased["model"]) == (16, f"{plain['model']}, phases")
     assert phased["overhead"] > 16 * plain["overhead"]
 
@@ -605,7 +605,7 @@ def test_nothing_is_zero_where_nothing_was_compared(tmp_path: Path) -> None:
 
 
 def test_a_network_with_an_exact_halo_reads_it_whatever_it_costs(source: Path, tmp_path: Path) -> None:
-    far = partial(LocalContextNorm, window_px=31)
+    far = partial(LocalContextNorm, window_px=15)
 
     report = shift_consistency([model(far)], [source], tmp_path / "out", measures=["moves"], shifts_px=(4,), core_px=8)
 

@@ -60,10 +60,10 @@ def test_local_context_norm_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_logits_of_another_tiling_are_the_same_within_rounding(tmp_path: Path) -> None:
-    source, network = draw(tmp_path / "source.tif", noise(3, 120, 150)), unet(depth=2)
+    source, network = draw(tmp_path / "source.tif", noise(3, 70, 90)), unet(depth=2)
     logits = []
 
-    for number, (core_px, offset) in enumerate([(32, (0, 0)), (64, (4, 8)), (128, (-12, 20))]):
+    for number, (core_px, offset) in enumerate([(32, (0, 0)), (64, (-12, 20))]):
         target = tmp_path / f"{number}.tif"
         predict_raster(
             network,
@@ -78,5 +78,5 @@ def test_the_logits_of_another_tiling_are_the_same_within_rounding(tmp_path: Pat
         with rasterio.open(target) as made:
             logits.append(made.read())
 
-    for other in logits[1:]:
-        np.testing.assert_allclose(other, logits[0], rtol=0, atol=1e-5 * float(np.abs(logits[0]).max()))
+    one, other = logits
+    np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * float(np.abs(one).max()))

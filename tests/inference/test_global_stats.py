@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geonorm.errors import GeonormWarning, InvalidConfigError
-from geonorm.inference import forecast, global_stats, predict_raster
+from geonorm.inference import engines, forecast, global_stats, predict_raster
 from geonorm.inference.global_stats import Moments
 from geonorm.inference.job import as_trained, prepare
 from geonorm.inference.journal import StripFolder
@@ -49,7 +49,7 @@ def whole_logits(network: nn.Module, source: Path) -> NDArray[np.float32]:
 def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no raster fit into memory whole."""
     monkeypatch.setattr(global_stats, "activations", lambda *_: type("Alive", (), {"peak_bytes": 10**15}))
-    monkeypatch.setattr(global_stats, "STEP_PX", 16)
+    monkeypatch.setattr(engines, "STEP_PX", 16)
 
 
 @pytest.mark.parametrize("norm", NORMS)

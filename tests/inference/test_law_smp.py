@@ -43,7 +43,11 @@ if every phase saw as far as one does."""
 NARROW_PX = 20
 """Longest short side of a raster: many tiles along the other one at a small price."""
 
-every_network = pytest.mark.parametrize("name", NETWORKS)
+LONG = ["unet of a mobilenet, BN", "unetplusplus, BN"]
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NETWORKS]
+
+every_network = pytest.mark.parametrize("name", CASES)
+every_batch_norm = pytest.mark.parametrize("name", [case for case in CASES if str(case.values[0]).endswith("BN")])
 
 
 @cache
@@ -141,7 +145,7 @@ def test_tiles_of_an_smp_network_give_the_whole_image(name: str, data: st.DataOb
     assert farthest(tiled(in_double(name), plan, batch_size=batch_size), whole(in_double(name), plan)) <= FINE_TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name.endswith("BN")])  # the others take longer
+@every_batch_norm  # the others take longer
 def test_the_exact_halo_is_enough_and_one_stride_less_is_not(name: str) -> None:
     geometry = made(name)[1]
     stride_px, exact_px = geometry.stride_px, plan_of(geometry, 1, 1, geometry.stride_px).axes[0].aligned_halo_px

@@ -174,7 +174,7 @@ def test_with_all_phases_no_move_of_the_grid_changes_a_bit(tmp_path: Path, name:
 
     with job(made(name)[0], source, "phases") as one, job(made(name)[0], source, "none") as plain:
         expected, of_one_phase = logits_of(one), logits_of(plain)
-        for shift_px in (1, 3, 7, 13):
+        for shift_px in (3, 13):
             assert torch.equal(logits_of(one.moved(shift_px, one.reader)), expected)
         assert not torch.equal(logits_of(plain.moved(1, plain.reader)), of_one_phase)
 
@@ -186,7 +186,7 @@ def test_with_all_phases_a_crop_gets_the_bits_of_the_raster_wherever_both_grids_
     raster = draw(tmp_path / "raster.tif", image, first_index=(0, 0))
     crop = draw(tmp_path / "crop.tif", image[:, row:, col:], first_index=(0, 0))  # it does not know where it comes from
 
-    with job(network, raster, "phases") as ours, job(network, crop, "phases") as theirs:
+    with job(network, raster, "phases", core_px=32) as ours, job(network, crop, "phases", core_px=32) as theirs:
         found, expected = logits_of(theirs), logits_of(ours)
 
     halo_px = geometry.halo_px
@@ -204,7 +204,10 @@ def test_with_all_phases_a_crop_in_its_place_gets_the_bits_of_the_raster(tmp_pat
     raster = draw(tmp_path / "raster.tif", image, first_index=(-1001, 333))
     crop = draw(tmp_path / "crop.tif", image[:, row:, col:], first_index=(-1001 + row, 333 + col))
 
-    with job(network, raster, "phases") as ours, job(network, crop, "phases", grid_offset_px=(7, -1)) as theirs:
+    with (
+        job(network, raster, "phases", core_px=32) as ours,
+        job(network, crop, "phases", core_px=32, grid_offset_px=(7, -1)) as theirs,
+    ):
         found, expected = logits_of(theirs), logits_of(ours)
 
     halo_px = geometry.halo_px

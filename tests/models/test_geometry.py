@@ -99,7 +99,7 @@ def test_a_deep_unet_sees_as_far_as_its_geometry_says(
 
 @both_paddings
 @both_pools
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", [no_norm, BatchNorm])
 def test_a_very_large_value_is_felt_as_far_as_the_geometry_says(
     norm: NormFactory, depth: int, padding: Padding, downsample: Downsample
@@ -278,7 +278,7 @@ def chains(draw: st.DrawFn) -> nn.Module:
     return Network(Skip(*down, *middle, *up))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(network=chains())
 def test_no_chain_of_layers_sees_farther_than_its_geometry_says(network: nn.Module) -> None:
     geometry = tile_geometry(network)

@@ -306,7 +306,7 @@ def test_the_image_is_not_written_to(norm: NormFactory, padding: Padding) -> Non
 
 @both_paddings
 @both_pools
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(depth=st.integers(1, 3), height=st.integers(1, 140), width=st.integers(1, 140))
 def test_a_size_it_does_not_take_is_one_line_that_names_sizes_it_takes(
     padding: Padding, downsample: Downsample, depth: int, height: int, width: int

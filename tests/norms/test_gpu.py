@@ -34,8 +34,8 @@ both_borders = pytest.mark.parametrize("border", BORDERS)
 def kernels() -> Iterator[ModuleType]:
     """Return the kernels as Triton's interpreter runs them, on small tiles."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "TILE", 64)
-        patch.setattr(gpu, "BLOCK", 64)
+        patch.setattr(gpu, "TILE", 16)
+        patch.setattr(gpu, "BLOCK", 16)
         yield importlib.import_module("geonorm.norms.gpu_kernels")
 
 
@@ -58,8 +58,8 @@ def test_they_compute_what_the_oracle_computes(
     border: Literal["nearest", "clip"],
     kernels: ModuleType,
 ) -> None:
-    x = random_map(2, 4, 9, 13, mean=mean).contiguous(memory_format=memory_format)
-    upstream, (weight, bias) = random_map(2, 4, 9, 13, seed=3), numbers(4)
+    x = random_map(2, 4, 5, 7, mean=mean).contiguous(memory_format=memory_format)
+    upstream, (weight, bias) = random_map(2, 4, 5, 7, seed=3), numbers(4)
     wide = [value.double() for value in (x, weight, bias)]
     expected, wide_mean, wide_rstd = local_context_norm(*wide, group_size, list(window), border, 1e-5)
     expected_grads = local_context_norm_backward(
@@ -95,8 +95,8 @@ def test_half_precision_maps_are_normalized_in_float32(border: Literal["nearest"
 def test_a_slice_and_an_expanded_gradient_are_read_where_they_lie(
     border: Literal["nearest", "clip"], kernels: ModuleType
 ) -> None:
-    x, (weight, bias) = random_map(2, 4, 12, 20)[:, :, 2:11, 3:16], numbers(4)
-    ones = torch.ones(()).expand(2, 4, 9, 13)
+    x, (weight, bias) = random_map(2, 4, 8, 12)[:, :, 2:7, 3:10], numbers(4)
+    ones = torch.ones(()).expand(2, 4, 5, 7)
 
     y, mean, rstd = gpu.forward(kernels, x, weight, bias, 2, (3, 5), border, 1e-5, keep=True)
     grads = gpu.backward(kernels, ones, x, weight, mean, rstd, 2, (3, 5), border)
@@ -110,19 +110,19 @@ def test_a_slice_and_an_expanded_gradient_are_read_where_they_lie(
 @both_borders
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of numpy, in the interpreter
 @pytest.mark.parametrize("intruder", [1e6, 1e30, float("inf"), float("nan")])
-@pytest.mark.parametrize(("channel", "row", "col"), [(0, 0, 0), (1, 4, 7)])
+@pytest.mark.parametrize(("channel", "row", "col"), [(0, 0, 0), (1, 2, 5)])
 def test_a_strange_cell_touches_only_the_windows_that_hold_it(
     channel: int, row: int, col: int, intruder: float, border: Literal["nearest", "clip"], kernels: ModuleType
 ) -> None:
-    x, (weight, bias) = random_map(1, 4, 9, 13), numbers(4)
+    x, (weight, bias) = random_map(1, 4, 5, 9), numbers(4)
     strange = x.clone()
     strange[0, channel, row, col] = intruder
 
     clean, *_ = gpu.forward(kernels, x, weight, bias, 2, (3, 5), border, 1e-5, keep=False)
     changed, *_ = gpu.forward(kernels, strange, weight, bias, 2, (3, 5), border, 1e-5, keep=False)
 
-    rows = torch.tensor([top <= row < bottom for top, bottom in oracles.spans(9, 3, border)])
-    cols = torch.tensor([left <= col < right for left, right in oracles.spans(13, 5, border)])
+    rows = torch.tensor([top <= row < bottom for top, bottom in oracles.spans(5, 3, border)])
+    cols = torch.tensor([left <= col < right for left, right in oracles.spans(9, 5, border)])
     assert torch.equal((changed != clean)[0, :2].any(0), rows[:, None] & cols)
     assert torch.equal(changed[0, 2:], clean[0, 2:])
 
@@ -147,7 +147,7 @@ def test_the_gradient_far_from_an_outlier_keeps_its_digits(
 def test_turned_maps_and_parameters_with_gaps_are_read_right(
     border: Literal["nearest", "clip"], kernels: ModuleType
 ) -> None:
-    x, (weight, bias) = random_map(2, 4, 9, 13), numbers(4)
+    x, (weight, bias) = random_map(2, 4, 5, 7), numbers(4)
     apart = torch.zeros(8)
     apart[::2] = weight
 
@@ -161,7 +161,7 @@ def test_turned_maps_and_parameters_with_gaps_are_read_right(
 
 @both_borders
 def test_statistics_are_those_of_each_window(border: Literal["nearest", "clip"], kernels: ModuleType) -> None:
-    x = random_map(2, 4, 9, 13, mean=5)
+    x = random_map(2, 4, 5, 7, mean=5)
     mean, variance = oracles.box_moments(x, window=(4, 5), group_size=2, border=border)
 
     got_mean, got_variance = gpu.statistics(kernels, x, 2, (4, 5), border)

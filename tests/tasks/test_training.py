@@ -382,6 +382,20 @@ def test_no_training_resumes_from_weights_alone(
     assert run(["validate", *words]) == 0
 
 
+def test_one_value_for_a_networks_own_batch_norm_is_one_line(
+    scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in arguments(scenes, tmp_path / "runs") if not word.startswith("--model.n")]
+    words += ["--model.norm=null", "--model.network=geonorm.models.SmpNetwork"]
+    words += ["--model.network.arch=deeplabv3", "--model.network.encoder=resnet18"]
+
+    assert run(["fit", *words, "--data.batch_size=1"]) == 2
+
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "(1, 256, 1, 1)" in last
+    assert "--data.batch_size" in last
+
+
 # Several processes
 
 
